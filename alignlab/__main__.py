@@ -1,0 +1,180 @@
+"""The command: compose, check, freeze, run the stages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignlab.compose import CONF, run_name, translate, without_hydra
+from alignlab.errors import FAULT, OK, MissingError, UserError
+from alignlab.launch import World, world
+
+
+def main() -> None:
+    """Entry point of ``python -m alignlab`` and of the ``alignlab`` command; ends the process."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run a command line; returns the exit status."""
+    _quiet_libraries()
+    outside = world()
+    try:
+        if not outside.main:
+            return _follow(outside)
+        _hydra(list(arguments), outside)
+        return OK
+    except SystemExit as error:  # argparse, --help
+        return int(error.code or 0) if not isinstance(error.code, str) else FAULT
+    except UserError as error:
+        return _say(error, error.status, arguments)
+    except KeyboardInterrupt:
+        return _say("stopped: nothing was under way", 130, arguments)
+    except Exception as error:
+        if type(error).__module__.startswith(("hydra", "omegaconf", "antlr4")):
+            refusal = translate(error, arguments)
+            return _say(refusal, refusal.status, arguments)
+        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if memory:
+            where = "Lower hardware.tokens_per_micro, or set hardware.gradient_checkpointing=true."
+            return _say(
+                f"out of memory: {str(error).splitlines()[0] if str(error) else ''}\n{where}", MissingError.status, arguments
+            )
+        traceback.print_exc()
+        return _say(f"a fault of alignlab itself: {type(error).__name__}: {error}", FAULT, arguments)
+
+
+def _say(message: object, status: int, arguments: Sequence[str]) -> int:
+    if "debug.traceback=true" in arguments and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(f"alignlab: {message}", file=sys.stderr)
+    logging.getLogger("alignlab").error("%s", message)
+    return status
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft asks transformers under names that are on their way out; nothing a person can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
+
+
+def _hydra(arguments: list[str], outside: World) -> None:
+    """Let Hydra parse the command line and call :func:`_task`, once or once per job of a sweep."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    if outside.size > 1 and {"-m", "--multirun"} & set(arguments):
+        raise UserError("a sweep starts its own processes: run it without torchrun or accelerate launch.")
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def task(node: Any) -> float | None:
+        chosen = HydraConfig.get()
+        choices = {k: str(v) for k, v in chosen.runtime.choices.items() if v is not None}
+        return run_composed(without_hydra(node), choices, list(chosen.overrides.task), arguments, outside)
+
+    # Hydra prints and exits by itself unless this is set; its refusals are ours to put into words.
+    before, sys.argv = (os.environ.get("HYDRA_FULL_ERROR"), sys.argv), ["alignlab", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        task()
+    finally:
+        sys.argv = before[1]
+        if before[0] is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def run_composed(
+    node: Any, choices: dict[str, str], overrides: list[str], arguments: Sequence[str], outside: World
+) -> float | None:
+    """Check and freeze a composed configuration, then run its stages. Returns the objective of a sweep.
+
+    Args:
+        node: the configuration without Hydra's own node; its interpolations are resolved here.
+        choices: the option chosen in each group.
+        overrides: the overrides of this run, for its name.
+        arguments: the whole command line, for the record.
+        outside: the processes that a launcher started.
+    """
+    from alignlab.config import check
+    from alignlab.environment import write_environment
+    from alignlab.pipeline import Run, execute, open_folder
+    from alignlab.signals import Stop
+
+    try:
+        if node.get("run_dir") is None:
+            node.run_dir = str(Path("runs") / run_name(choices, overrides, node.seed))
+        config = check(node)
+        folder = Path(str(node.run_dir))
+        open_folder(folder, config, overwrite=bool(node.overwrite))
+    except BaseException as error:
+        if outside.size > 1:
+            outside.share(error if isinstance(error, UserError) else UserError(str(error)))
+        raise
+    outside.share(str(folder))
+    with _log_file(folder), Stop() as stop:
+        run = Run(folder, config, stop, outside)
+        write_environment(run, choices, overrides, arguments)
+        execute(run)
+    return _objective(run)
+
+
+def _follow(outside: World) -> int:
+    """What ranks other than 0 do under a launcher: wait for the frozen configuration, then take part in its stages."""
+    from omegaconf import OmegaConf
+
+    from alignlab.config import check
+    from alignlab.pipeline import Run, execute
+    from alignlab.signals import Stop
+
+    folder = outside.share()
+    if isinstance(folder, UserError):
+        return folder.status
+    try:
+        with Stop() as stop:
+            execute(Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, outside))  # type: ignore[arg-type]
+    except UserError as error:
+        return error.status
+    return OK
+
+
+class _log_file:
+    """Everything that is logged, in ``log.txt`` of the run folder, while a run is under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("alignlab")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._handler)
+
+    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
+        if error is not None:
+            logging.getLogger("alignlab").error("%s", error)
+        logging.getLogger("alignlab").removeHandler(self._handler)
+        self._handler.close()
+
+
+def _objective(run: Any) -> float | None:
+    """What a sweeper minimises: the suite's objective after training, or None."""
+    import json
+
+    name = getattr(run.config.suite, "objective", None)
+    path = run.path("results.json")
+    if not name or not path.exists():
+        return None
+    found = json.loads(path.read_text()).get(name, {})
+    return found.get("after", found.get("before", {})).get("value")
+
+
+if __name__ == "__main__":
+    main()

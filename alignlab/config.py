@@ -1,0 +1,251 @@
+"""From YAML nodes to checked dataclasses: values live in YAML, types here, and no key passes that nobody declared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.build import build, build_target, resolved
+from alignlab.errors import UserError, did_you_mean
+
+STAGES = ("prepare", "score", "train", "sample", "evaluate", "report", "export")
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: must be one of {', '.join(map(str, choices))}, not {value!r}")
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Raise ValueError if ``value`` is given and smaller than ``least``."""
+    if value is not None and not value >= least:
+        raise ValueError(f"{name}: must be at least {least}, not {value}")
+
+
+def finite(name: str, value: float | None) -> None:
+    """Raise ValueError if ``value`` is given and infinite or not a number."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name}: must be a finite number, not {value}")
+
+
+@dataclass
+class Model:
+    """A causal language model: where its weights are and how they are stored."""
+
+    path: str
+    revision: str | None
+    weights: str
+    architecture: dict[str, Any] | None
+    tokenizer: str | None
+    chat_template: str | None
+    dtype: str
+    attention: str
+    adapter: str | None
+    trust_remote_code: bool
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("path: must be a folder or a name on the hub, not an empty text")
+        one_of("weights", self.weights, ("pretrained", "random"))
+        one_of("dtype", self.dtype, ("float64", "float32", "bfloat16", "float16"))
+        one_of("attention", self.attention, ("auto", "sdpa", "eager"))
+        if self.weights == "random" and not self.architecture:
+            raise ValueError("weights: random needs the sizes of the model in model.architecture")
+
+
+@dataclass
+class Lora:
+    """Low-rank adaptation: the fields of peft's LoraConfig that papers report."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: Any
+
+    def __post_init__(self) -> None:
+        at_least("rank", self.rank, 1)
+        finite("alpha", self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: must be in [0, 1), not {self.dropout}")
+        if not (isinstance(self.targets, str) or (isinstance(self.targets, list) and self.targets)):
+            raise ValueError("targets: must be 'all-linear' or a list of module names")
+
+
+@dataclass
+class Train:
+    """Everything that shapes the curve."""
+
+    lr: float
+    schedule: str
+    warmup_steps: int
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip: float | None
+    epochs: int
+    max_steps: int | None
+    groups_per_step: int
+    precision: str
+    lora: Lora | None
+    validate_every_steps: int | None
+    probe_every_steps: int | None
+    best: bool
+    save_every_steps: int | None
+    keep_checkpoints: int
+
+    def __post_init__(self) -> None:
+        one_of("schedule", self.schedule, ("constant", "constant_with_warmup", "linear", "cosine"))
+        one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        for name in ("epochs", "groups_per_step", "keep_checkpoints", "max_steps"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("save_every_steps", "validate_every_steps", "probe_every_steps"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("lr", "warmup_steps", "eps", "weight_decay", "clip"):
+            finite(name, getattr(self, name))
+            at_least(name, getattr(self, name), 0)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: must be two numbers in [0, 1), not {list(self.betas)}")
+
+
+@dataclass
+class Hardware:
+    """Everything that changes the speed and not the curve."""
+
+    device: str
+    processes: int | None
+    tokens_per_micro: int
+    logits_mib: int
+    gradient_checkpointing: bool
+    backend: str
+
+    def __post_init__(self) -> None:
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("backend", self.backend, ("auto", "segments", "masked", "padded"))
+        for name in ("processes", "tokens_per_micro", "logits_mib"):
+            at_least(name, getattr(self, name), 1)
+
+
+@dataclass
+class Score:
+    """What the ``score`` stage writes."""
+
+    model: str
+    tokens: bool
+
+    def __post_init__(self) -> None:
+        one_of("model", self.model, ("before", "after", "both"))
+
+
+@dataclass
+class Debug:
+    """For finding faults."""
+
+    traceback: bool
+
+
+@dataclass
+class Root:
+    """What stands at the root beside the groups."""
+
+    seed: int
+    stages: list[str]
+    run_dir: str | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError(f"stages: names none; choose among {', '.join(STAGES)}")
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise ValueError(f"stages: '{stage}' is not a stage ({', '.join(STAGES)}).{did_you_mean(stage, STAGES)}")
+        if self.run_dir and Path(self.run_dir).exists() and not Path(self.run_dir).is_dir():
+            raise ValueError(f"run_dir: {self.run_dir} is a file, and a run needs a folder; choose another run_dir")
+
+
+TYPED: Mapping[str, type] = {"model": Model, "train": Train, "hardware": Hardware, "score": Score, "debug": Debug}
+"""groups whose class is one of the above"""
+
+PROTOCOLS: Mapping[str, tuple[str, ...]] = {
+    "tracker": ("start", "scalars", "finish"),
+    "data": ("yields", "training", "validation_records", "testing", "scoring", "prompts", "digest"),
+    "method": ("accepts", "rows", "parts", "vary", "loss", "finished", "probes", "request"),
+    "suite": ("decoding", "evaluate"),
+    "sampler": ("sample",),
+}
+"""groups that name their class, and what it must have; those that import least stand first, so that a mistake shows soonest"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The checked configuration, and the node it was made of."""
+
+    node: DictConfig
+    method: Any
+    model: Model
+    data: Any
+    train: Train
+    hardware: Hardware
+    sampler: Any
+    suite: Any
+    tracker: Any
+    score: Score
+    debug: Debug
+    seed: int
+    stages: list[str]
+    overwrite: bool
+
+
+def check(node: DictConfig) -> Config:
+    """Build every part of a composed configuration.
+
+    Raises:
+        UserError: an unknown key (with a suggestion), a missing or mistyped value, or parts that do not fit together.
+    """
+    own = [f.name for f in dataclasses.fields(Root)]
+    for key in node:
+        if key not in (*own, *TYPED, *PROTOCOLS):
+            raise UserError(f"{key}: no such key.{did_you_mean(str(key), all_keys(node))}")
+    root = build(OmegaConf.create({k: v for k, v in resolved(node, "").items() if k in own}), Root, "")
+    parts = {name: build(_group(node, name), cls, name) for name, cls in TYPED.items()}
+    parts |= {name: build_target(_group(node, name), name, members) for name, members in PROTOCOLS.items()}
+    method, data = parts["method"], parts["data"]
+    if not issubclass(data.yields, tuple(method.accepts)):
+        wanted = " or ".join(kind.__name__ for kind in method.accepts)
+        raise UserError(
+            f"data: this source gives {data.yields.__name__} records, and method {type(method).__name__} trains on {wanted}.\n"
+            "Choose another data option (python -m alignlab --help lists them) or another method."
+        )
+    stages = [stage for stage in STAGES if stage in root.stages]
+    return Config(node=node, **parts, seed=root.seed, stages=stages, overwrite=root.overwrite)
+
+
+def _group(node: DictConfig, name: str) -> DictConfig:
+    value = node._get_node(name)
+    if not isinstance(value, DictConfig) or value._is_none() or value._is_missing():
+        given = "it is missing" if value is None else f"not {resolved(node, '').get(name)!r}"
+        raise UserError(f"{name}: must be a set of keys, {given}. Choose an option: {name}=OPTION (--help lists them).")
+    return value
+
+
+def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+        for key in node:
+            yield f"{prefix}{key}"
+            if not OmegaConf.is_missing(node, key):
+                yield from all_keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def digest(*parts: Any) -> str:
+    """Digest of anything that JSON can hold, nodes included."""
+    plain = [OmegaConf.to_container(p, resolve=True) if OmegaConf.is_config(p) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Records and rows: where they come from and how they lie on disk."""

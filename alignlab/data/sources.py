@@ -1,0 +1,143 @@
+"""Where records come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from alignlab.errors import UserError, did_you_mean
+from alignlab.paths import PACKAGE, resolve
+from alignlab.records import Prompt, TargetSet, parse_target_set, read_json
+from alignlab.seeds import generator
+
+
+@dataclass
+class PromptFiles:
+    """Diffuse's prompt files: one JSON object each, in files or in folders that are searched recursively.
+
+    A prompt is named by its path below the folder it was found in.
+    """
+
+    yields: ClassVar[type] = TargetSet
+
+    path: str | None
+    train: list[str] | None
+    test: list[str] | None
+    validation: Any
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.train is None and self.test is None:
+            raise ValueError("path: give a prompt file or a folder of them, or data.train and data.test")
+        share = isinstance(self.validation, float) and 0 < self.validation < 1
+        if not (self.validation is None or share or isinstance(self.validation, str)):
+            raise ValueError(f"validation: must be a share between 0 and 1 or a path, not {self.validation!r}")
+
+    def training(self) -> Iterator[TargetSet]:
+        """Prompts of ``train``, or else of ``path``, without the held-out ones and the validation share.
+
+        Raises:
+            UserError: a prompt has no targets.
+        """
+        held = {record.name for record in self.validation_records()} if isinstance(self.validation, float) else set()
+        yield from (record for record in self._trainable() if record.name not in held)
+
+    def _trainable(self) -> Iterator[TargetSet]:
+        for record in self._read(self.train):
+            if not record.held_out:
+                if not record.targets:
+                    raise UserError(
+                        f"{self._names_to_files[record.name]}:targets: a prompt to train on needs at least one target.\n"
+                        'For a prompt that is only sampled, put "split": "test" into its file.'
+                    )
+                yield record
+
+    def validation_records(self) -> list[TargetSet]:
+        """The validation share of the training prompts, or the prompts of the ``validation`` path."""
+        if self.validation is None:
+            return []
+        if isinstance(self.validation, str):
+            return [record for record in self._read([self.validation]) if record.targets]
+        records = list(self._trainable())
+        chosen = generator(0, "validation").permutation(len(records))[: max(1, round(self.validation * len(records)))]
+        return [records[i] for i in sorted(chosen)]
+
+    def testing(self) -> Iterator[TargetSet]:
+        """Prompts of ``test``, or else all of ``path``; those without targets are sampled only."""
+        yield from self._read(self.test)
+
+    def scoring(self) -> Iterator[TargetSet]:
+        """Every prompt, held out or not, in the sorted order of the files."""
+        for file in sorted(self._files_to_names):
+            yield parse_target_set(read_json(file), self._files_to_names[file], str(file))
+
+    def prompts(self) -> Sequence[Prompt]:
+        """A prompt for each test record."""
+        return [Prompt(record.name, record.request) for record in self.testing()]
+
+    def digest(self) -> str:
+        """Digest of names and contents of all the files."""
+        whole = hashlib.sha256()
+        for name, file in self._names_to_files.items():
+            whole.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+        return whole.hexdigest()[:16]
+
+    def _roots(self, chosen: list[str] | None) -> list[str]:
+        if chosen is not None:
+            return chosen
+        return [self.path] if self.path is not None else []
+
+    def _read(self, chosen: list[str] | None) -> Iterator[TargetSet]:
+        for file in _files(self._roots(chosen)):
+            yield parse_target_set(read_json(file), self._files_to_names[file], str(file))
+
+    @cached_property
+    def _files_to_names(self) -> dict[Path, str]:
+        extra = [self.validation] if isinstance(self.validation, str) else []
+        roots = list(dict.fromkeys([*self._roots(self.train), *self._roots(self.test), *extra]))
+        names: dict[Path, str] = {}
+        for root in roots:
+            base = Path(resolve(root))
+            for file in _files([root]):
+                short = file.relative_to(base).with_suffix("").as_posix() if base.is_dir() else file.stem
+                names.setdefault(file, short)
+        taken: dict[str, Path] = {}
+        for file, name in names.items():
+            if name in taken:  # the same name in two folders: say which
+                name = names[file] = f"{file.parent.name}/{name}"
+            if name in taken:
+                raise UserError(f"data: {taken[name]} and {file} have the same name; rename one.")
+            taken[name] = file
+        return names
+
+    @cached_property
+    def _names_to_files(self) -> dict[str, Path]:
+        return {name: file for file, name in self._files_to_names.items()}
+
+
+def _files(roots: Iterable[str]) -> Iterator[Path]:
+    """JSON files of files and folders, each folder's in sorted order.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no JSON file.
+    """
+    seen: set[Path] = set()
+    for root in roots:
+        path = Path(resolve(root))
+        if path.is_dir():
+            found = sorted(path.rglob("*.json"))
+            if not found:
+                raise UserError(f"data: the folder {path} holds no prompt file (*.json), however deep.")
+        elif path.is_file():
+            found = [path]
+        else:
+            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = did_you_mean(path.name, near) if not root.startswith(PACKAGE) else ""
+            raise UserError(f"data: there is no file or folder {path}.{hint}")
+        for file in found:
+            if file not in seen:
+                seen.add(file)
+                yield file

@@ -1,0 +1,196 @@
+"""The one primitive: a batch of token trees -> the log-probability of every edge, differentiable.
+
+The scorer is the module that the loop prepares for data-parallel training: body, head and recomputation all run inside its forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignlab.engine.attention import NAME, Forest, model_masks, packed, short_windows, unknown_window
+from alignlab.engine.batch import Batch, collate
+from alignlab.engine.chunked import chunked_logprobs, edge_logprobs
+from alignlab.errors import UserError
+from alignlab.protocols import Row
+from alignlab.trees import TreeBuilder
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("segments", "masked", "padded")
+
+
+class Scorer(nn.Module):
+    """Scores token trees with a causal language model.
+
+    Whatever is chosen here was found to agree with the model's own forward pass, text by text, on a small forest.
+
+    Args:
+        model: a Hugging Face causal LM, or a PEFT model around one.
+        backend: ``segments``, ``masked`` or ``padded``; ``auto`` takes the first of these, which is the fastest, that agrees.
+        logits_mib: memory for logits, in MiB.
+
+    Raises:
+        UserError: the backend that was asked for does not agree.
+    """
+
+    def __init__(self, model: nn.Module, backend: str = "auto", logits_mib: int = 256) -> None:
+        super().__init__()
+        self.training = model.training
+        if backend not in ("auto", *BACKENDS):
+            raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}; got {backend!r}")
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError("prompt and prefix tuning put tokens of their own before a text; token trees have no place for them")
+        self.model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # Held outside the module tree: the same weights must not be registered twice.
+        self._held = (base, getattr(base, base.base_model_prefix, None))
+        self.config = base.config.get_text_config()
+        own = base.config._attn_implementation
+        self._own_attention = "sdpa" if own == NAME else own  # an earlier scorer of this model has left its own there
+        self.logits_bytes = logits_mib * 2**20
+        self.backend, self.head = self._choose(BACKENDS if backend == "auto" else (backend,))
+        if backend == "auto" and self.backend == "padded":
+            log.warning("%s: no fast path agrees with its own forward; every text is computed apart.", self.config.model_type)
+
+    @property
+    def base(self) -> Any:
+        """The causal LM itself, with its adapters in place."""
+        return self._held[0]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probability of each edge, [E], in the larger of fp32 and the model's dtype; of no edges, an empty tensor."""
+        inputs, place = self._inputs(batch)
+        places, node = torch.unique(place[batch.source], return_inverse=True)
+        with packed() if self.backend == "segments" else nullcontext():
+            if self.head == "own":
+                keep = {} if self.backend == "padded" else {"logits_to_keep": places}
+                logits = self.base(**inputs, **keep).logits.flatten(0, 1)
+                return edge_logprobs(logits if keep else logits[places], node, batch.target)
+            hidden = self._held[1](**inputs).last_hidden_state.flatten(0, 1)[places]
+        order = torch.argsort(node, stable=True)
+        targets = batch.target[order]
+        logp = chunked_logprobs(hidden, node[order], targets, self._project, self.config.vocab_size, self.logits_bytes)
+        return torch.empty_like(logp).scatter(0, order, logp)
+
+    def _inputs(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:
+        """What the model is called with, lines [B, W], and each node's place, [N], among its B * W positions."""
+        attention = NAME if self.backend == "segments" else self._own_attention
+        if self.base.config._attn_implementation != attention:  # at first, or another scorer of this model changed it
+            self.base.set_attn_implementation(attention)
+        if self.backend == "padded":
+            ids, mask, place = _paths(batch)
+            return {"input_ids": ids, "attention_mask": mask, "use_cache": False}, place
+        inputs: dict[str, Any] = {
+            "input_ids": batch.tokens[None],
+            "position_ids": batch.depth[None],
+            "use_cache": False,  # with a cache, transformers does not notice packing
+        }
+        if self.backend == "segments":
+            inputs["forest"] = Forest(batch)
+        else:
+            inputs["attention_mask"] = model_masks(self.config, batch, self._score_dtype())
+        return inputs, torch.arange(len(batch), device=batch.tokens.device)
+
+    def _score_dtype(self) -> torch.dtype:
+        if torch.is_autocast_enabled(self.base.device.type):
+            return torch.get_autocast_dtype(self.base.device.type)
+        return self.base.dtype
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, H] to logits [n, V], through the head as a module: it may carry an adapter.
+
+        The scalings are those of Gemma, Cohere and Granite; a model that does anything else to its logits keeps its own head.
+        """
+        logits = self.base.get_output_embeddings()(hidden)
+        if scale := getattr(self.config, "logit_scale", None):
+            logits = logits * scale
+        if scaling := getattr(self.config, "logits_scaling", None):
+            logits = logits / scaling
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @torch.no_grad()
+    def _choose(self, backends: tuple[str, ...]) -> tuple[str, str]:
+        """The first backend, and the head for it, that agree with the model's own forward on a small forest."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with short_windows(self.base, self.config, 4):
+                return self._agreeing(backends)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _agreeing(self, backends: tuple[str, ...]) -> tuple[str, str]:
+        right, shifted = (_probe(self.config.vocab_size, shift).to(self.base.device) for shift in (0, 1))
+        self.backend, self.head = "padded", "own"
+        oracle = self(right)
+        # How much context matters to this model sets the scale of the tolerance: kernels differ in the last digits,
+        # a wrong mask differs by a good part of this.
+        effect = float((oracle - self(shifted)).abs().max())
+        tolerance = max(1e-5, (0.02 if self.base.dtype.itemsize > 2 else 0.05) * effect)
+        for backend in backends:
+            reason = self._refuses(backend)
+            for head in ("module", "own"):
+                self.backend, self.head = backend, head
+                try:
+                    error = float("inf") if reason else float((self(right) - oracle).abs().max())
+                except Exception as failure:  # whatever an architecture cannot do, the next one may
+                    reason = str(failure)
+                    continue
+                if error <= tolerance:
+                    return backend, head
+            log.debug("%s: %s", backend, reason or f"differs from the model's own forward by {error:.3g}")
+        name = self.config.model_type
+        raise UserError(f"backend={backends[0]} does not compute what the forward pass of this {name} model does; use backend=auto.")
+
+    def _refuses(self, backend: str) -> str | None:
+        """Why a backend need not be tried, or None."""
+        if backend == "padded":
+            return None
+        if backend == "segments" and not getattr(self.base, "_can_set_attn_implementation", lambda: True)():
+            return "the architecture keeps its own attention"
+        name = unknown_window(self.config)
+        return name and f"the architecture limits attention by {name}"
+
+
+def _paths(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Every root-to-leaf path a line: token ids [P, W], attention mask [P, W], and each node's place, [N], in P * W."""
+    parent, device = batch.parent.tolist(), batch.tokens.device
+    inner, lines = set(parent), []
+    for leaf in (node for node in range(len(parent)) if node not in inner):
+        line, node = [], leaf
+        while node >= 0:
+            line.append(node)
+            node = parent[node]
+        lines.append(line[::-1])
+    width = max(map(len, lines))
+    nodes = torch.tensor([line + [-1] * (width - len(line)) for line in lines], device=device)
+    real = nodes >= 0
+    ids = torch.where(real, batch.tokens[nodes], 0)
+    place = torch.empty(len(batch), dtype=torch.long, device=device)
+    for line in range(len(lines) - 1, -1, -1):  # a shared node is read from the first line that holds it
+        place[nodes[line][real[line]]] = torch.arange(len(lines[line]), device=device) + line * width
+    return ids, real.long(), place
+
+
+def _probe(vocabulary: int, shift: int) -> Batch:
+    """A chain and a trie of pseudo-random tokens; ``shift`` changes the first token of each."""
+    random = np.random.default_rng(0)
+    builder = TreeBuilder()
+    draw = lambda n: random.integers(0, vocabulary, n).tolist()  # noqa: E731
+    trunk = builder.path([(draw(1)[0] + shift) % vocabulary, *draw(5)])[-1]
+    for length in (3, 1, 4):
+        for node in builder.path(draw(length), trunk):
+            builder.edge(node, draw(1)[0])
+    chain = builder.path([(draw(1)[0] + shift) % vocabulary, *draw(7)])
+    for node in chain[2:]:
+        builder.edge(node, draw(1)[0])
+    tokens, parent, source, target, _ = builder.arrays()
+    return collate([Row(0, 1.0, tokens, parent, source, target)])

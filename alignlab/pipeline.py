@@ -1,0 +1,244 @@
+"""A run: its folder, its stages in order, and what need not be done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.config import Config, digest
+from alignlab.errors import MissingError, UserError
+from alignlab.launch import World
+from alignlab.records import write_json, write_text
+from alignlab.signals import Stop
+from alignlab.text import TextCodec
+
+log = logging.getLogger(__name__)
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "score": (),
+    "train": ("prepare",),
+    "sample": (),
+    "evaluate": ("sample",),
+    "report": ("evaluate",),
+    "export": ("train",),
+}
+"""stages whose files a stage reads; ``sample``, ``evaluate`` and ``score`` also read the trained model where there is one"""
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("method", "data", "model", "seed"),
+    "score": ("method", "data", "model", "seed", "score"),
+    "train": ("method", "model", "train", "seed"),
+    "sample": ("method", "data", "model", "suite", "seed"),
+    "evaluate": ("method", "data", "model", "suite", "seed"),
+    "report": ("suite",),
+    "export": ("model",),
+}
+"""config nodes a stage depends on"""
+
+CURVE = ("method", "model", "data", "train", "seed")
+"""config nodes that a run folder is bound to"""
+
+
+@dataclass
+class Run:
+    """One run: a folder and a checked configuration."""
+
+    folder: Path
+    config: Config
+    stop: Stop
+    world: World
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run folder."""
+        return self.folder.joinpath(*parts)
+
+    def say(self, message: str) -> None:
+        """A line for the person and for log.txt."""
+        log.info(message)
+        if self.world.main:
+            print(message, file=sys.stderr, flush=True)
+
+    @cached_property
+    def text(self) -> TextCodec:
+        """Tokenizer and chat template of the model."""
+        from alignlab.models.load import load_text
+
+        return load_text(self.config.model)
+
+    @cached_property
+    def device(self) -> str:
+        """Where stages of one process compute."""
+        import torch
+
+        return "cuda" if self.config.hardware.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def tracker(self) -> Any:
+        """The tracker, started; the same run of it after a resume."""
+        node, tracker = self.config.node, self.config.tracker
+        run_id = digest(str(self.folder.resolve()), *(node[name] for name in CURVE))
+        tracker.start(self.folder, self.folder.name, run_id, OmegaConf.to_container(node, resolve=True))
+        return tracker
+
+    def close(self, *, failed: bool) -> None:
+        """Close the tracker, if anything was mirrored to it."""
+        if "tracker" in self.__dict__:
+            self.tracker.finish(failed)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the folder holds a trained model."""
+        return self.path("done", "train.json").exists()
+
+    def models(self) -> list[str]:
+        """Which models can be sampled and evaluated: the untrained one, and the trained one where there is one."""
+        return ["before", "after"] if self.trained else ["before"]
+
+    def load(self, which: str) -> Any:
+        """The model ``before`` or ``after`` training."""
+        from alignlab.models.load import after_model, load_model
+
+        config, seed = self.config.model, self.config.seed
+        return load_model(config, self.device, seed) if which == "before" else after_model(config, self.folder, self.device, seed)
+
+    def digest(self, stage: str) -> str:
+        """Digest of all that a stage reads: config nodes, data, and the stages before it."""
+        nodes = [self.config.node[name] for name in READS[stage]]
+        content = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
+        before = [self.marker(name).get("digest") for name in NEEDS[stage]]
+        if stage in ("score", "sample", "evaluate"):
+            before.append(self.marker("train").get("digest"))
+        return digest(stage, *nodes, content, before)
+
+    def marker(self, stage: str) -> dict[str, Any]:
+        """What a finished stage left behind; empty where it has not finished."""
+        path = self.path("done", f"{stage}.json")
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has finished with what it would read now, and its files are there."""
+        marker = self.marker(stage)
+        return bool(marker) and marker["digest"] == self.digest(stage) and all(self.path(f).exists() for f in marker["files"])
+
+
+def stage_function(stage: str) -> Callable[[Run], list[str]]:
+    """The function of a stage: it does the work and returns the names of the files it wrote."""
+    import importlib
+
+    return getattr(importlib.import_module(f"alignlab.stages.{stage}"), stage)
+
+
+def execute(run: Run) -> None:
+    """Run the chosen stages in order; what is done with the same inputs is skipped.
+
+    Raises:
+        UserError: a stage lacks the files of one that was never run, or what the stage itself raises.
+    """
+    failed = True
+    try:
+        for stage in run.config.stages:
+            if run.world.size == 1 or stage == "train":
+                _run_stage(run, stage)
+            else:
+                _run_on_main(run, stage)
+            if run.stop.signal:
+                raise run.stop.error("what was finished is kept")
+        failed = False
+    finally:
+        run.close(failed=failed)
+
+
+def _run_on_main(run: Run, stage: str) -> None:
+    """A stage of one process among several: the others wait, and end with it if it fails."""
+    failure: UserError | None = None
+    if run.world.main:
+        try:
+            _run_stage(run, stage)
+        except UserError as error:
+            failure = error
+        except Exception as error:
+            run.world.share(UserError(str(error)))
+            raise
+    failure = run.world.share(failure)
+    if failure is not None:
+        raise failure
+
+
+def _run_stage(run: Run, stage: str) -> None:
+    for needed in NEEDS[stage]:
+        if not run.is_done(needed):
+            raise UserError(
+                f"stages: {stage} reads what {needed} writes, and {run.folder} does not hold it for this configuration.\n"
+                f"Add it: stages=[{needed},{stage}]."
+            )
+    if run.is_done(stage):
+        run.say(f"{stage}: done before")
+        return
+    started = time.monotonic()
+    marker = run.path("done", f"{stage}.json")
+    if run.world.main:
+        marker.unlink(missing_ok=True)
+    try:
+        files = stage_function(stage)(run)
+    except OSError as error:
+        raise MissingError(f"{stage}: {error.strerror or error} ({error.filename or run.folder}).") from error
+    if run.world.main:
+        seconds = time.monotonic() - started
+        write_json(marker, {"digest": run.digest(stage), "seconds": round(seconds, 3), "files": files})
+        log.info("%s took %.1f s", stage, seconds)
+
+
+def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
+    """Make the run folder, or take up the one that is there.
+
+    Raises:
+        UserError: it holds a run with another training configuration, or something that is no run.
+        MissingError: it cannot be written.
+    """
+    frozen = folder / "config.yaml"
+    if overwrite and frozen.exists():
+        shutil.rmtree(folder)
+    if frozen.exists():
+        there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
+        here = _plain(config.node)
+        differing = sorted(k for k in {*there, *here} if k.split(".")[0] in CURVE and there.get(k) != here.get(k))
+        if differing:
+            first = differing[0]
+            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+            raise UserError(
+                f"run_dir: {folder} holds a run with another configuration: {first} is {there.get(first)!r} there and "
+                f"{here.get(first)!r} now{more}.\nChoose another run_dir, or overwrite=true to throw that run away."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(frozen, "# The resolved configuration of this run.\n" + OmegaConf.to_yaml(config.node, resolve=True))
+    except OSError as error:
+        raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """Leaves of a configuration by dotted key."""
+    leaves: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for k, v in value.items():
+                walk(v, f"{key}.{k}" if key else str(k))
+        else:
+            leaves[key] = value
+
+    walk(OmegaConf.to_container(node, resolve=True), "")
+    return leaves

@@ -1,0 +1,198 @@
+"""The seams: what a method, a data source, a suite and a tracker are, and what passes between them.
+
+Shape suffixes: N nodes of a tree, E edges, R rows. Token ids and indices are int64 on tensors, int32 on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from alignlab.records import Prompt, Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from alignlab.engine.batch import Batch
+    from alignlab.engine.scorer import Scorer
+    from alignlab.text import TextCodec
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example: a forest of tokens and the edges scored in it.
+
+    Nodes stand in depth-first order (a parent before its children, each subtree contiguous); plain text is a chain.
+    """
+
+    group: int
+    """rows of one group always share an optimizer step"""
+    mass: float
+    """what the row adds to the step's denominator: tokens, examples or target weight"""
+    tokens: Array
+    """[N] token of each node"""
+    parent: Array
+    """[N] index of the node before it, -1 at a root"""
+    source: Array
+    """[E] node whose next-token distribution scores the edge"""
+    target: Array
+    """[E] token scored there"""
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    """[E] each, read by the method alone"""
+    splittable: bool = False
+    """whether the row may be cut by subtree when it exceeds the capacity of a micro-batch"""
+
+
+@dataclass
+class Loss:
+    """A loss as a SUM in units of mass; the loop divides once, by the mass of the whole step."""
+
+    total: torch.Tensor
+    """scalar"""
+    logs: dict[str, tuple[torch.Tensor | float, float]] = field(default_factory=dict)
+    """name -> (sum, count); the loop makes exact means over micro-batches, ranks and epochs"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a prompt is put to the model: chat messages, and text that the answer must begin with."""
+
+    messages: Sequence[Mapping[str, str]]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Rows whose per-edge log-probabilities are measured every ``train.probe_every_steps`` steps while training."""
+
+    name: str
+    rows: Sequence[Row]
+    measure: Callable[[torch.Tensor, Batch], Mapping[str, float]]
+    """log-probabilities [E] and their batch -> figures by name"""
+
+
+class Method(Protocol):
+    """A method is one dataclass: its fields are its hyper-parameters, its methods what follows."""
+
+    accepts: ClassVar[tuple[type[Record], ...]]
+    """kinds of record it trains on"""
+
+    def rows(self, records: Iterable[Record], text: TextCodec, seed: int) -> Iterator[Row]:
+        """Training rows of all records, as a stream."""
+
+    def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
+        """The rows of one record that the ``score`` stage writes a line for, one per part."""
+
+    def vary(self, row: Row, random: np.random.Generator) -> Row:
+        """The variant of a row that one pass sees; ``random`` depends on (seed, epoch, group) alone."""
+
+    def loss(self, logp: torch.Tensor, batch: Batch) -> Loss:
+        """The loss of a micro-batch from the log-probability of each of its edges, ``logp`` [E]."""
+
+    def finished(self, epoch: Mapping[str, float]) -> bool:
+        """Whether to stop early, from the exact means of one epoch."""
+
+    def probes(self, text: TextCodec) -> Sequence[Probe]:
+        """What to measure while training."""
+
+    def request(self, prompt: Prompt) -> Request:
+        """How the trained model is prompted."""
+
+
+class MethodDefaults:
+    """What most methods answer to the optional questions of :class:`Method`."""
+
+    def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
+        """The record's training rows."""
+        yield from self.rows([record], text, 0)  # type: ignore[attr-defined]
+
+    def vary(self, row: Row, random: np.random.Generator) -> Row:
+        """Every pass sees the same row."""
+        return row
+
+    def finished(self, epoch: Mapping[str, float]) -> bool:
+        """No early stop."""
+        return False
+
+    def probes(self, text: TextCodec) -> Sequence[Probe]:
+        """No probes."""
+        return ()
+
+    def request(self, prompt: Prompt) -> Request:
+        """One user turn."""
+        return Request([{"role": "user", "content": prompt.request}])
+
+
+class Source(Protocol):
+    """Where records come from. ``yields`` is checked against what the method accepts before anything is loaded."""
+
+    yields: ClassVar[type[Record]]
+    path: str | None
+
+    def training(self) -> Iterator[Record]:
+        """Records to train on, in a fixed order."""
+
+    def validation_records(self) -> Sequence[Record]:
+        """Records whose loss is measured while training; may be empty."""
+
+    def testing(self) -> Iterator[Record]:
+        """Records to sample from and to evaluate on."""
+
+    def scoring(self) -> Iterator[Record]:
+        """Every record of the source, in the sorted order of its files."""
+
+    def prompts(self) -> Sequence[Prompt]:
+        """A prompt for each test record."""
+
+    def digest(self) -> str:
+        """Digest of the content of all the files it reads."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Suite(Protocol):
+    """What is sampled from a model and what is measured on it."""
+
+    def decoding(self) -> Any:
+        """How to sample (:class:`alignlab.generate.hf.Decoding`)."""
+
+    def evaluate(
+        self, source: Source, samples: Mapping[str, Sequence[str]], scorer: Scorer, text: TextCodec, seed: int
+    ) -> tuple[dict[str, Value], dict[str, Any]]:
+        """Metrics by name, and details for plots by prompt name, of one model."""
+
+    def summary(self, results: Mapping[str, Any], details: Mapping[str, Any]) -> Any:
+        """The headline table (:class:`alignlab.report.document.Table`) of ``results.json``."""
+
+    def charts(self, details: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> list[Any]:
+        """Blocks of the report about single prompts; plots are written into ``folder``."""
+
+
+class Tracker(Protocol):
+    """Where metrics are mirrored to. The run's own files are written whatever the tracker does."""
+
+    def start(self, folder: Path, name: str, run_id: str, config: Mapping[str, Any]) -> None:
+        """Open the run ``run_id``, or continue it."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of one optimizer step."""
+
+    def summary(self, figures: Mapping[str, float], files: Sequence[str]) -> None:
+        """Results and plots."""
+
+    def finish(self, failed: bool) -> None:
+        """End of the process's part of the run."""

@@ -1,0 +1,82 @@
+"""Pictures of a run, as PNG files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+BEFORE, AFTER, TARGET = "#b0b0b0", "#1f6fb4", "#111111"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(path)
+    return path
+
+
+def curve(metrics: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """Loss against optimizer steps, with its floor and validation loss where there are such."""
+    figure, axes = _figure(7, 3.2)
+    steps = [row["step"] for row in metrics]
+    axes.plot(steps, [row["loss"] for row in metrics], color=AFTER, linewidth=1, label="loss")
+    if "floor" in metrics[0]:
+        axes.plot(steps, [row["floor"] for row in metrics], color=TARGET, linestyle="--", linewidth=1, label="floor")
+    validated = [row for row in metrics if "validation_loss" in row]
+    if validated:
+        where, what = [row["step"] for row in validated], [row["validation_loss"] for row in validated]
+        axes.plot(where, what, color="#c4560e", marker="o", markersize=3, linewidth=1, label="validation")
+    axes.set(xlabel="optimizer step", ylabel="loss per unit of mass (nats)")
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def distribution(
+    title: str, labels: Sequence[str], target: Sequence[float], models: Mapping[str, Sequence[float]], note: str, path: Path
+) -> Path:
+    """Probability of each target: asked for, and given by each model.
+
+    Args:
+        title: the request.
+        labels: the targets, [n].
+        target: their weights, [n].
+        models: ``before`` and perhaps ``after`` -> probabilities, [n].
+        note: figures to print under the title.
+        path: file to write.
+    """
+    n = len(labels)
+    figure, axes = _figure(min(14, max(6, 0.34 * n + 2)), 3.6)
+    if n <= 40:
+        width = 0.8 / len(models)
+        for i, (name, values) in enumerate(models.items()):
+            where = [x + (i - (len(models) - 1) / 2) * width for x in range(n)]
+            axes.bar(where, values, width, color=BEFORE if name == "before" else AFTER, label=name)
+        axes.plot(range(n), target, color=TARGET, marker="_", markersize=12, linestyle="none", label="target")
+        rotated = max(map(len, labels)) > 4
+        axes.set_xticks(range(n), labels, rotation=60 if rotated else 0, ha="right" if rotated else "center", fontsize=9)
+    else:  # too many to name: the likeliest first
+        for name, values in models.items():
+            axes.plot(range(n), sorted(values, reverse=True), color=BEFORE if name == "before" else AFTER, label=name)
+        axes.plot(range(n), sorted(target, reverse=True), color=TARGET, linestyle="--", label="target")
+        axes.set(xlabel=f"{n} targets, likeliest first", yscale="log")
+    axes.set_ylabel("probability")
+    axes.set_title("\n".join([*textwrap.wrap(title, 80)[:3], note]), fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, path)

@@ -1,0 +1,177 @@
+"""train: rows -> an adapter or a model, on as many ranks as the hardware has."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from alignlab.data.rows import RowStore
+from alignlab.engine.scorer import Scorer
+from alignlab.errors import UserError
+from alignlab.launch import processes, state_options, train_on_ranks
+from alignlab.models.load import add_adapter, add_lora, load_model, load_tokenizer
+from alignlab.paths import resolve
+from alignlab.pipeline import Run
+from alignlab.records import write_text
+from alignlab.track import Display, MetricsFile
+from alignlab.train.checkpoint import Checkpoints, Progress
+from alignlab.train.loop import Metrics, fit
+from alignlab.train.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run) -> list[str]:
+    """Train, and write ``adapter/`` (LoRA) or ``model/`` (everything), ``metrics.jsonl`` and ``checkpoints/``."""
+    config = run.config
+    written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
+    count = processes(config.hardware, run.world)
+    if count > run.world.size:
+        train_on_ranks(run.folder, count, cpu=run.device == "cpu")
+        return written
+    rows = RowStore(run.path("rows", "train.arrow"))
+    if not len(rows):
+        raise UserError(
+            "data: there is nothing to train on. Give data.path or data.train prompts with targets, or leave train out of stages."
+        )
+    if rows.mass.sum() <= 0:
+        raise UserError("data: no row has any mass, so there is nothing to learn.")
+    accelerator = _accelerator(run)
+    model = trainable_model(run, str(accelerator.device))
+    scorer = Scorer(model, config.hardware.backend, config.hardware.logits_mib)
+    total = sum(p.numel() for p in model.parameters())
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.say(
+        f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"{scorer.backend} attention"
+    )
+    validation = run.path("rows", "validation.arrow")
+    with _Reporter(run) as reporter:
+        progress = fit(
+            scorer,
+            config.method,
+            rows,
+            config.train,
+            hardware=config.hardware,
+            accelerator=accelerator,
+            checkpoints=Checkpoints(run.path("checkpoints"), config.train.keep_checkpoints),
+            seed=config.seed,
+            stop=run.stop,
+            log=reporter.log,
+            resumed=reporter.resumed,
+            validation=RowStore(validation) if validation.exists() else None,
+            probes=config.method.probes(run.text) if config.train.probe_every_steps else (),
+        )
+    if accelerator.is_main_process:
+        save_trained(run, model)
+    accelerator.wait_for_everyone()
+    if progress.finished:
+        run.say(f"train: finished early after {progress.step} steps")
+    return written
+
+
+def _accelerator(run: Run) -> Accelerator:
+    from accelerate.utils import InitProcessGroupKwargs
+
+    precision, options = run.config.train.precision, state_options()
+    if precision == "fp16" and run.device == "cpu":
+        raise UserError("train.precision: fp16 needs a GPU; take bf16 or fp32.")
+    return Accelerator(
+        cpu=run.device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=options["timeout"])],
+    )
+
+
+def trainable_model(run: Run, device: str) -> Any:
+    """The model with what is to be trained in fp32 (or more) and the rest frozen as stored."""
+    config = run.config
+    lora = config.train.lora
+    if config.model.adapter and not lora:
+        raise UserError(
+            "model.adapter: training goes on from an adapter only with train.lora; for all parameters, export it first."
+        )
+    model = load_model(replace(config.model, adapter=None), device, config.seed)
+    if config.hardware.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora and config.model.adapter:
+        model = add_adapter(model, Path(config.model.adapter), trainable=True)
+        rank = model.peft_config["default"].r
+        if rank != lora.rank:
+            raise UserError(
+                f"train.lora.rank: {lora.rank}, and the adapter {config.model.adapter} has {rank}; give train.lora.rank={rank}."
+            )
+        return model
+    if lora:
+        return add_lora(model, lora, config.seed)
+    return model.requires_grad_(True).to(torch.promote_types(model.dtype, torch.float32))
+
+
+def save_trained(run: Run, model: Any) -> None:
+    """Write adapter or model in the layout of PEFT or transformers, under a temporary name, then rename."""
+    name = "adapter" if run.config.train.lora else "model"
+    temporary, final = run.path(f".{name}.tmp"), run.path(name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    if run.config.train.lora:
+        model.peft_config["default"].base_model_name_or_path = resolve(run.config.model.path)
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)  # a card without content
+        _sort_lists(temporary / "adapter_config.json")
+    else:
+        attention = model.config._attn_implementation
+        model.set_attn_implementation("sdpa" if attention.startswith("alignlab") else attention)
+        model.to(getattr(torch, run.config.model.dtype)).save_pretrained(str(temporary))
+        load_tokenizer(run.config.model).save_pretrained(str(temporary))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+
+
+def _sort_lists(path: Path) -> None:
+    """Sort lists: peft writes sets in the order of the process's hash seed; the same run shall give the same bytes."""
+    content = {k: sorted(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()}
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+class _Reporter:
+    """Metrics to the file, the tracker and the person; on rank 0 alone."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._file: MetricsFile | None = None
+        self._display: Display | None = None
+
+    def __enter__(self) -> _Reporter:
+        return self
+
+    def resumed(self, progress: Progress, plan: Plan) -> None:
+        """Open everything at the step where the run starts."""
+        if not self._run.world.main:
+            return
+        if progress.step:
+            self._run.say(f"train: goes on from step {progress.step} of {plan.steps}")
+        self._file = MetricsFile(self._run.path("metrics.jsonl"), progress.step)
+        self._tracker = self._run.tracker
+        self._display = Display("train", plan.steps, progress.step).__enter__()
+
+    def log(self, metrics: Metrics) -> None:
+        """One step."""
+        if self._file is None or self._display is None:
+            return
+        self._file.write(metrics)
+        self._tracker.scalars(int(metrics["step"]), metrics)
+        floor = f" floor {metrics['floor']:.4f}" if "floor" in metrics else ""
+        note = f"loss {metrics['loss']:.4f}{floor} {metrics['tokens_per_second']:,.0f} tok/s"
+        self._display.update(int(metrics["step"]), note)
+
+    def __exit__(self, *_: object) -> None:
+        if self._display is not None:
+            self._display.__exit__()
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,227 @@
+"""The training loop: it knows steps and masses, and no method.
+
+A loss is a SUM with a mass; it is divided once, by the mass of the whole step over all micro-batches and ranks. The number of
+processes and the size of a micro-batch therefore change the speed and not the curve.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from alignlab.config import Hardware, Train
+from alignlab.data.rows import RowStore
+from alignlab.engine.batch import Batch, collate
+from alignlab.engine.scorer import Scorer
+from alignlab.errors import UserError
+from alignlab.protocols import Loss, Method, Probe
+from alignlab.seeds import derive
+from alignlab.signals import Stop
+from alignlab.train.checkpoint import Checkpoints, Progress, trained
+from alignlab.train.optim import Schedule, adamw
+from alignlab.train.plan import Plan
+from alignlab.trees import pack
+
+Metrics = dict[str, float]
+
+
+class Sums:
+    """Sums and counts of a step's logs, over micro-batches and ranks."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Any]] = {}
+
+    def add(self, loss: Loss, batch: Batch, counts: bool) -> None:
+        """Add a micro-batch; one that does not count only names its logs, so that every rank sends the same vector."""
+        entries: dict[str, tuple[torch.Tensor | float, float]] = {
+            "loss": (loss.total, batch.mass),
+            "tokens": (float(len(batch)), 1.0),
+            "edges": (float(len(batch.source)), 1.0),
+            **loss.logs,
+        }
+        for name, (total, count) in entries.items():
+            value = total.detach().double() if isinstance(total, torch.Tensor) else total
+            cell = self._values.setdefault(name, [0.0, 0.0])
+            if counts:
+                cell[0], cell[1] = cell[0] + value, cell[1] + count
+
+    def reduce(self, accelerator: Accelerator, extra: int = 0) -> tuple[dict[str, tuple[float, float]], int]:
+        """Global (sum, count) by name, and the largest ``extra`` of any rank: one collective."""
+        names = sorted(self._values)
+        device = accelerator.device
+        flat = [torch.as_tensor(v, dtype=torch.float64, device=device) for name in names for v in self._values[name]]
+        vector = torch.stack([*flat, torch.tensor(float(extra), dtype=torch.float64, device=device)])
+        if accelerator.num_processes > 1:
+            gathered = accelerator.gather(vector[None])
+            vector, largest = gathered.sum(0), int(gathered[:, -1].max())
+        else:
+            largest = extra
+        values = vector.tolist()
+        return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}, largest
+
+
+def fit(
+    scorer: Scorer,
+    method: Method,
+    rows: RowStore,
+    train: Train,
+    *,
+    hardware: Hardware,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    seed: int,
+    stop: Stop,
+    log: Callable[[Metrics], None],
+    resumed: Callable[[Progress, Plan], None] = lambda progress, plan: None,
+    validation: RowStore | None = None,
+    probes: Sequence[Probe] = (),
+) -> Progress:
+    """Train until the plan ends, the method is finished or a signal comes.
+
+    Args:
+        scorer: the model to train; its parameters that require a gradient are trained.
+        method: gives rows their loss.
+        rows: training rows.
+        train: everything that shapes the curve.
+        hardware: everything that does not.
+        accelerator: places the scorer on its devices.
+        checkpoints: where to save to and resume from.
+        seed: of the data's order, its variants and dropout.
+        stop: looked at after each step.
+        log: receives the metrics of each step, on every rank.
+        resumed: told where the run starts and its plan, before the first step.
+        validation: rows whose loss is measured every ``train.validate_every_steps`` steps.
+        probes: rows measured every ``train.probe_every_steps`` steps.
+
+    Raises:
+        UserError: the loss is not finite; nothing of that step was applied.
+        StoppedError: a signal came; the state is saved.
+    """
+    plan = Plan(rows, groups_per_step=train.groups_per_step, epochs=train.epochs, max_steps=train.max_steps, seed=seed)
+    schedule = Schedule(train.schedule, train.lr, train.warmup_steps, plan.steps)
+    raw = adamw(trained(scorer).values(), lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay)
+    model, optimizer = accelerator.prepare(scorer, raw)
+    progress = checkpoints.load(scorer, raw) or Progress()
+    resumed(progress, plan)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    model.train()
+    started = time.monotonic()
+    with stop.deferred():
+        while progress.step < plan.steps and not progress.finished:
+            step = plan.step(progress.step)
+            lr = schedule.at(step.index)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            sums = Sums()
+            micros = plan.micros(step, method, capacity=hardware.tokens_per_micro, rank=rank, world=world)
+            for i, micro in enumerate(micros):
+                torch.manual_seed(derive(seed, "dropout", step.index, rank, i))
+                batch = collate(micro.rows).to(accelerator.device)
+                with nullcontext() if i + 1 == len(micros) else accelerator.no_sync(model):
+                    loss = method.loss(model(batch), batch)
+                    # data-parallel training averages over ranks: `world` turns the average back into the sum
+                    accelerator.backward(loss.total * (world / step.mass if micro.counts else 0.0))
+                sums.add(loss, batch, micro.counts)
+            totals, signal = sums.reduce(accelerator, stop.signal)
+            norm = float(accelerator.clip_grad_norm_(model.parameters(), train.clip or math.inf))
+            _check_finite(totals["loss"][0], norm, step.index, train, checkpoints)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.step += 1
+            now = time.monotonic()
+            metrics = _metrics(progress, step.epoch, lr, norm, totals, now - started)
+            started = now
+            _accumulate(progress, totals)
+            if validation is not None and _due(progress.step, train.validate_every_steps, plan.steps):
+                metrics["validation_loss"] = mean_loss(model, method, validation, hardware, accelerator)
+                if progress.best is None or metrics["validation_loss"] < progress.best:
+                    progress.best, progress.best_step = metrics["validation_loss"], progress.step
+            if probes and _due(progress.step, train.probe_every_steps, plan.steps):
+                metrics.update(_probe(model, probes, accelerator))
+            if step.ends_epoch:
+                epoch = {name: total / count for name, (total, count) in progress.epoch_sums.items() if count}
+                progress.epoch_sums = {}
+                progress.finished = method.finished(epoch)
+            log(metrics)
+            last = progress.finished or progress.step == plan.steps
+            best = train.best and progress.best_step == progress.step
+            if signal or last or best or _due(progress.step, train.save_every_steps, None):
+                _save(checkpoints, progress, scorer, raw, accelerator)
+            if signal and not last:
+                raise stop.error(f"step {progress.step} of {plan.steps} is saved in {checkpoints.folder}", signal)
+    if train.best and progress.best_step is not None:
+        checkpoints.restore_weights(progress.best_step, scorer)
+    return progress
+
+
+def _due(step: int, every: int | None, last: int | None) -> bool:
+    return step == last or bool(every and step % every == 0)
+
+
+def _metrics(
+    progress: Progress, epoch: int, lr: float, norm: float, totals: Mapping[str, tuple[float, float]], seconds: float
+) -> Metrics:
+    tokens = totals["tokens"][0]
+    fixed = {"step": progress.step, "epoch": epoch, "loss": totals["loss"][0] / totals["loss"][1], "lr": lr, "grad_norm": norm}
+    speed = {"tokens": int(tokens), "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": seconds}
+    own = {n: s / c for n, (s, c) in totals.items() if c and n not in ("loss", "tokens", "edges")}
+    return {**fixed, **speed, **own}
+
+
+def _accumulate(progress: Progress, totals: Mapping[str, tuple[float, float]]) -> None:
+    for name, (total, count) in totals.items():
+        cell = progress.epoch_sums.setdefault(name, [0.0, 0.0])
+        cell[0], cell[1] = cell[0] + total, cell[1] + count
+
+
+def _check_finite(loss: float, norm: float, step: int, train: Train, checkpoints: Checkpoints) -> None:
+    if math.isfinite(loss) and (math.isfinite(norm) or train.precision == "fp16"):  # fp16's scaler skips such steps itself
+        return
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+    kept = checkpoints.steps()
+    where = f"The last good checkpoint is {checkpoints.folder / f'step-{kept[-1]}'}." if kept else "No checkpoint was due before."
+    raise UserError(
+        f"training: {what} at step {step + 1}; the step was not applied. {where}\nTry a lower train.lr (now {train.lr:g}), "
+        f"train.warmup_steps, or train.precision=fp32 (now {train.precision})."
+    )
+
+
+def _save(checkpoints: Checkpoints, progress: Progress, scorer: Scorer, optimizer: Any, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        checkpoints.save(progress, scorer, optimizer)
+    accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def mean_loss(model: torch.nn.Module, method: Method, rows: RowStore, hardware: Hardware, accelerator: Accelerator) -> float:
+    """Loss per unit of mass over all rows, without dropout, dealt over ranks."""
+    training = model.training
+    model.eval()
+    sums = Sums()
+    bins = pack(rows.length.tolist(), hardware.tokens_per_micro)
+    mine = bins[accelerator.process_index :: accelerator.num_processes]
+    for i, chosen in enumerate(mine or bins[:1]):
+        batch = collate([rows[r] for r in chosen]).to(accelerator.device)
+        sums.add(method.loss(accelerator.unwrap_model(model)(batch), batch), batch, counts=i < len(mine))
+    model.train(training)
+    total, mass = sums.reduce(accelerator)[0]["loss"]
+    return total / mass
+
+
+@torch.no_grad()
+def _probe(model: torch.nn.Module, probes: Sequence[Probe], accelerator: Accelerator) -> Metrics:
+    """Figures of every probe; each rank computes them all, so that none waits."""
+    model.eval()
+    figures: Metrics = {}
+    for probe in probes:
+        batch = collate(probe.rows).to(accelerator.device)
+        measured = probe.measure(accelerator.unwrap_model(model)(batch), batch)
+        figures.update({f"{probe.name}/{name}": value for name, value in measured.items()})
+    model.train()
+    return figures
