@@ -8,11 +8,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from alignlab.compose import CONF, run_name, translate, without_hydra
-from alignlab.errors import FAULT, OK, MissingError, UserError
+from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
+from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError
 from alignlab.launch import World, world
 
 
@@ -34,12 +35,17 @@ def command(arguments: Sequence[str]) -> int:
         return int(error.code or 0) if not isinstance(error.code, str) else FAULT
     except UserError as error:
         return _say(error, error.status, arguments)
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except KeyboardInterrupt:
         return _say("stopped: nothing was under way", 130, arguments)
     except Exception as error:
         if type(error).__module__.startswith(("hydra", "omegaconf", "antlr4")):
             refusal = translate(error, arguments)
             return _say(refusal, refusal.status, arguments)
+        if isinstance(error, OSError):
+            return _say(f"{error.filename or 'system'}: {error.strerror or error}.", MissingError.status, arguments)
         memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if memory:
             where = "Lower hardware.tokens_per_micro, or set hardware.gradient_checkpointing=true."
@@ -54,7 +60,6 @@ def _say(message: object, status: int, arguments: Sequence[str]) -> int:
     if "debug.traceback=true" in arguments and sys.exc_info()[0] is not None:
         traceback.print_exc()
     print(f"alignlab: {message}", file=sys.stderr)
-    logging.getLogger("alignlab").error("%s", message)
     return status
 
 
@@ -71,14 +76,30 @@ def _hydra(arguments: list[str], outside: World) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    if "--version" in arguments:
+        print(f"alignlab {version('alignlab')}")
+        return
+    parsed = _parsed(arguments)
+    if parsed.help:
+        print(help_text())
+        return
+    refuse(parsed.overrides)
     if outside.size > 1 and {"-m", "--multirun"} & set(arguments):
         raise UserError("a sweep starts its own processes: run it without torchrun or accelerate launch.")
 
+    failures: list[Exception] = []
+
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def task(node: Any) -> float | None:
+        if failures and isinstance(failures[0], StoppedError):  # a signal ends a sweep, a failed run does not
+            return None
         chosen = HydraConfig.get()
         choices = {k: str(v) for k, v in chosen.runtime.choices.items() if v is not None}
-        return run_composed(without_hydra(node), choices, list(chosen.overrides.task), arguments, outside)
+        try:
+            return run_composed(without_hydra(node), choices, list(chosen.overrides.task), arguments, outside)
+        except Exception as error:  # out of Hydra's sight, which would print a line of its own
+            failures.append(error)
+            return None
 
     # Hydra prints and exits by itself unless this is set; its refusals are ours to put into words.
     before, sys.argv = (os.environ.get("HYDRA_FULL_ERROR"), sys.argv), ["alignlab", *arguments]
@@ -89,6 +110,20 @@ def _hydra(arguments: list[str], outside: World) -> None:
         sys.argv = before[1]
         if before[0] is None:
             del os.environ["HYDRA_FULL_ERROR"]
+    if failures:
+        raise failures[0]
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """Hydra's own reading of the command line, with a sentence instead of argparse's usage for what it does not know."""
+    from hydra._internal.utils import get_args_parser
+
+    def wrong(message: str) -> NoReturn:
+        raise UserError(f"{message}. Settings are written KEY=VALUE, without dashes; --help explains them.")
+
+    parser = get_args_parser()
+    parser.error = wrong  # type: ignore[method-assign]
+    return parser.parse_args(arguments)
 
 
 def run_composed(
@@ -109,11 +144,12 @@ def run_composed(
     from alignlab.signals import Stop
 
     try:
-        if node.get("run_dir") is None:
-            node.run_dir = str(Path("runs") / run_name(choices, overrides, node.seed))
         config = check(node)
+        if node.run_dir is None:
+            node.run_dir = str(Path("runs") / run_name(choices, overrides, node.seed))
+        config.data.digest()  # a data path that is wrong shall not leave a folder behind
         folder = Path(str(node.run_dir))
-        open_folder(folder, config, overwrite=bool(node.overwrite))
+        open_folder(folder, config, overwrite=config.overwrite)
     except BaseException as error:
         if outside.size > 1:
             outside.share(error if isinstance(error, UserError) else UserError(str(error)))

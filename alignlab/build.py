@@ -86,7 +86,7 @@ def build(node: DictConfig, cls: type[T], path: str) -> T:
         if key not in hints:
             raise UserError(f"{_join(path, key)}: {_first_line(error)}.") from None
         given = OmegaConf.to_container(values)[key]  # type: ignore[call-overload, index]
-        raise UserError(f"{_join(path, key)}: must be {_words(hints[key])}, not {given!r}.") from None
+        raise UserError(f"{_join(path, key)}: must be {_words(hints[key])}, not {shown(given)}.") from None
     except (ValueError, TypeError) as error:
         raise UserError(_refused(str(error), path)) from None
 
@@ -118,16 +118,29 @@ def _refused(text: str, path: str) -> str:
     return whole if whole.endswith(("?", ".")) else whole + "."
 
 
+_WORDS = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "texts"),
+}
+
+
 def _words(hint: Any) -> str:
     """A type in plain words."""
     args = get_args(hint)
     if NoneType in args:
         return " or ".join([*(_words(a) for a in args if a is not NoneType), "null"])
     if get_origin(hint) in (list, tuple):
-        return "a list, as [a, b]"
+        return f"a list of {_WORDS.get(args[0], ('', 'values'))[1]} in square brackets"
     if get_origin(hint) is dict or dataclasses.is_dataclass(hint):
         return "a set of keys"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    return _WORDS.get(hint, (str(hint),))[0]
+
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it, for messages."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _join(path: str, key: str) -> str:

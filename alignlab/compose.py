@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(f.stem for f in folder.glob("*.yaml")) for folder in sorted(CONF.iterdir()) if folder.is_dir()}
 
 
+def help_text() -> str:
+    """What ``--help`` prints: the text in ``config.yaml`` with the options of every group."""
+    listed = (
+        textwrap.fill(f"{group}: {', '.join(options)}", 78, subsequent_indent="  ", break_on_hyphens=False)
+        for group, options in groups().items()
+        if options
+    )
+    template = OmegaConf.load(CONF / "config.yaml").hydra.help.template
+    return str(template).replace("$APP_CONFIG_GROUPS", "\n".join(listed) + "\n")
+
+
 def compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """The configuration for a list of overrides, and the option chosen in each group.
 
@@ -32,6 +44,7 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
+    refuse(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             GlobalHydra.instance().clear()
@@ -50,30 +63,76 @@ def without_hydra(node: DictConfig) -> DictConfig:
     return copy
 
 
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=@]*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
+
+
+def refuse(overrides: Sequence[str]) -> None:
+    """Refuse what Hydra lets pass, or answers with a fault of its own.
+
+    Raises:
+        UserError: a group is added, deleted, moved or given something that is not the name of an option.
+    """
+    options = groups()
+    for override in overrides:
+        parts = _OVERRIDE.fullmatch(override)
+        sign, key, package, value = parts.group("sign", "key", "package", "value") if parts else (None, "", None, None)
+        if not key.strip():
+            raise UserError(f"{override}: cannot be read as KEY=VALUE; there is no key.")
+        if key not in options:
+            continue
+        hint = f"Write {key}=OPTION, with one of: {', '.join(options[key])}."
+        if sign or package:
+            raise UserError(f"{override}: a group cannot be added, moved or taken away. {hint}")
+        if value is None or value in ("", "null", "???") or value.startswith(("[", "{", "$")):
+            raise UserError(f"{override}: not the name of an option. {hint}")
+        if key == "recipe" and value not in options[key]:  # recipes are optional to Hydra, since few pairs have one
+            raise _no_option(key, value)
+
+
+def _no_option(group: str, option: str) -> UserError:
+    options = groups().get(group, [])
+    listed = f"\nThere are: {', '.join(options)}." if options else " This group has none here."
+    return UserError(f"{group}={option}: no such option.{did_you_mean(option, options)}{listed}")
+
+
 def translate(error: Exception, overrides: Sequence[str]) -> UserError:
     """What Hydra refused, where, and the nearest thing that exists."""
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
         group, _, option = str(missing).rpartition("/")
-        options = groups().get(group, [])
-        return UserError(f"{group}={option}: no such option.{did_you_mean(option, options)}\nThere are: {', '.join(options)}.")
+        return _no_option(group, option)
     text = " ".join(str(error).split())
-    key = re.search(r"[Cc]ould not (?:override|delete|append)[^']*'([^'@]+)", text)
-    if key:
-        word = key[1]
-        if word in groups():
-            return UserError(f"{word}: {text}")
+    comma = re.match(r"Ambiguous value for argument '(.*?)' 1\.", text)
+    if comma:
+        key, _, value = comma[1].partition("=")
+        return UserError(
+            f"{comma[1]}: the comma is ambiguous. Write '{key}=[{value}]' for a list, '{key}=\"{value}\"' for a text, "
+            f"or -m {key}={value} for a run with each."
+        )
+    key_there = re.search(r"already at '([^']+)'", text)
+    if key_there:
+        return UserError(f"{key_there[1]}: exists already; write {key_there[1]}=VALUE without the +.")
+    unknown = re.search(r"[Cc]ould not (?:override|delete|append)[^']*'([^'@]+)", text)
+    if unknown:
+        word = unknown[1]
         return UserError(f"{word}: no such key.{did_you_mean(word, [*groups(), *_known(overrides)])}")
     lexed = re.search(r"(mismatched input|no viable alternative|token recognition|missing EQUAL|extraneous).*", text)
     if type(error).__name__ == "OverrideParseException" or lexed:
         bad = getattr(error, "override", None) or text
-        return UserError(f"{bad}: cannot be read as KEY=VALUE. Put values with special characters in quotes: 'key=\"a, b\"'.")
+        return UserError(f"{bad}: cannot be read as KEY=VALUE.{_reading_hint(bad)}")
     return UserError(text)
+
+
+def _reading_hint(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return " See --help for examples."
+    return f"\nPut a value with special characters in quotes twice, once for the shell and once for Hydra: '{key}=\"{value}\"'."
 
 
 def _known(overrides: Sequence[str]) -> list[str]:
     """Keys that exist with the groups that were chosen, and nothing else overridden."""
-    chosen = [o for o in overrides if o.split("=")[0].lstrip("+~") in groups()]
+    chosen = [o for o in overrides if o.split("=")[0] in groups() and "," not in o]
     for attempt in (chosen, []):
         try:
             return list(all_keys(compose(attempt)[0]))
@@ -82,11 +141,13 @@ def _known(overrides: Sequence[str]) -> list[str]:
     return []
 
 
-_NOT_IN_NAME = re.compile(r"^[+~]*(method|model|data|seed|run_dir|stages|overwrite|hydra\..*|(hardware|tracker|score|sampler)(\..*)?|debug\.traceback)$")
+_NOT_IN_NAME = re.compile(
+    r"^[+~]*(method|model|data|seed|run_dir|stages|overwrite|hydra\..*|(hardware|tracker|score|sampler)(\..*)?|debug\.traceback)$"
+)
 
 
 def run_name(choices: Mapping[str, str], overrides: Sequence[str], seed: Any) -> str:
-    """Name of a run: its options, the overrides that change its results, its seed. No time stamp: the same command, the same name."""
+    """Name of a run: its options, the overrides that change its results, its seed. The same command has the same name."""
     parts = [choices[group] for group in ("method", "data", "model") if group in choices]
     parts += sorted(o for o in overrides if not _NOT_IN_NAME.match(o.split("=", 1)[0]))
     name = "-".join(re.sub(r"[^A-Za-z0-9._=,+-]+", "_", part) for part in parts)

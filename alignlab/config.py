@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.build import build, build_target, resolved
+from alignlab.build import build, build_target, resolved, shown
 from alignlab.errors import UserError, did_you_mean
 
 STAGES = ("prepare", "score", "train", "sample", "evaluate", "report", "export")
@@ -211,11 +211,11 @@ def check(node: DictConfig) -> Config:
         UserError: an unknown key (with a suggestion), a missing or mistyped value, or parts that do not fit together.
     """
     own = [f.name for f in dataclasses.fields(Root)]
-    for key in node:
+    for key in map(str, node):
         if key not in (*own, *TYPED, *PROTOCOLS):
-            raise UserError(f"{key}: no such key.{did_you_mean(str(key), all_keys(node))}")
+            raise UserError(f"{key}: no such key.{did_you_mean(key, all_keys(node))}")
     root = build(OmegaConf.create({k: v for k, v in resolved(node, "").items() if k in own}), Root, "")
-    parts = {name: build(_group(node, name), cls, name) for name, cls in TYPED.items()}
+    parts: dict[str, Any] = {name: build(_group(node, name), cls, name) for name, cls in TYPED.items()}
     parts |= {name: build_target(_group(node, name), name, members) for name, members in PROTOCOLS.items()}
     method, data = parts["method"], parts["data"]
     if not issubclass(data.yields, tuple(method.accepts)):
@@ -231,15 +231,15 @@ def check(node: DictConfig) -> Config:
 def _group(node: DictConfig, name: str) -> DictConfig:
     value = node._get_node(name)
     if not isinstance(value, DictConfig) or value._is_none() or value._is_missing():
-        given = "it is missing" if value is None else f"not {resolved(node, '').get(name)!r}"
-        raise UserError(f"{name}: must be a set of keys, {given}. Choose an option: {name}=OPTION (--help lists them).")
+        given = "" if value is None else f", not {shown(resolved(node, '').get(name))}"
+        raise UserError(f"{name}: must be a set of keys{given}.")
     return value
 
 
 def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a configuration."""
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-        for key in node:
+        for key in map(str, node):
             yield f"{prefix}{key}"
             if not OmegaConf.is_missing(node, key):
                 yield from all_keys(node._get_node(key), f"{prefix}{key}.")

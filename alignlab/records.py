@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ class TargetSet(Record):
     """whether the token that ends the turn belongs to the target"""
     held_out: bool
     """whether no training ever reads it"""
+    where: str = field(default="", compare=False, metadata={"written": False})
+    """file it was read from, for messages"""
 
     def entropy(self) -> float:
         """Entropy of the weights in nats: the floor of the loss."""
@@ -65,15 +69,44 @@ class Sample(Record):
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content; a parse error names line and column."""
+    """A JSON file's content.
+
+    Raises:
+        UserError: it cannot be read or parsed (with line and column), or gives a field twice.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _once(pairs, path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from None
+        lines = "\nJSON lines are not read here: give one file per prompt." if error.msg == "Extra data" else ""
+        raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.{lines}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a prompt file: brackets are nested too deeply.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: not valid JSON: {str(error).split(';')[0]}.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in known:
+            raise UserError(f"{at(path, key)}: given twice; keep one.")
+        known[key] = value
+    return known
+
+
+def at(path: Path | str, field: str) -> str:
+    """``file:line:field`` of a field of a JSON file, or ``file:field`` where no line can be told."""
+    key = re.compile(rf'"{re.escape(field.split("[")[0])}"\s*:')
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return f"{path}:{field}"
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if key.search(line)]
+    return f"{path}:{lines[0]}:{field}" if lines else f"{path}:{field}"
 
 
 _FIELDS = {
@@ -103,10 +136,10 @@ def parse_target_set(raw: Any, name: str, where: str) -> TargetSet:
     """
 
     def wrong(field: str, problem: str) -> UserError:
-        return UserError(f"{where}:{field}: {problem}")
+        return UserError(f"{at(where, field)}: {problem}")
 
     if not isinstance(raw, dict):
-        kind = "a list of rows" if isinstance(raw, list) else type(raw).__name__
+        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(raw), "a number")
         raise UserError(
             f"{where}: holds {kind}, not a prompt file, which is one JSON object with 'request', 'response' and 'targets'.\n"
             "Choose a method that reads this kind of data, or another data.path."
@@ -120,28 +153,25 @@ def parse_target_set(raw: Any, name: str, where: str) -> TargetSet:
     if not isinstance(request, str) or not request:
         raise wrong("request", f"must be {_FIELDS['request']} that is not empty.")
     response = raw.get("response", "")
-    if isinstance(response, str):
-        response = [response]
-    if not _strings(response) or not response:
+    responses = [response] if isinstance(response, str) else response
+    if not _strings(responses) or not responses:
         raise wrong("response", f"must be {_FIELDS['response']}.")
-    targets = raw.get("targets") or []
+    targets = [] if raw.get("targets") is None else raw["targets"]
     if not _strings(targets):
         raise wrong("targets", f"must be {_FIELDS['targets']}.")
     eos = raw.get("eos", True)
     if not isinstance(eos, bool):
         raise wrong("eos", f"must be {_FIELDS['eos']}.")
-    split = raw.get("split") or "both"
+    split = "both" if raw.get("split") is None else raw["split"]
     if split not in ("train", "test", "both"):
         raise wrong("split", f"must be {_FIELDS['split']}.")
-    seen: dict[str, int] = {}
-    for index, target in enumerate(targets):
-        if target in seen:
-            raise wrong(f"targets[{index}]", f"repeats targets[{seen[target]}], '{target}'; give it once, with its weight.")
-        seen[target] = index
-    weights = _weights(raw.get("weights") or [], len(targets), wrong)
+    for place, texts in (("request", [request]), ("response", responses), ("targets", targets)):
+        _refuse_halves(place, texts, wrong)
+    weights = _weights([] if raw.get("weights") is None else raw["weights"], len(targets), wrong)
+    _refuse_repeats(responses, targets, wrong)
     if not eos:
-        _refuse_prefixes(targets, wrong)
-    return TargetSet(name, request, tuple(response), tuple(targets), weights, eos, held_out=split == "test")
+        _refuse_beginnings(responses, targets, wrong)
+    return TargetSet(name, request, tuple(responses), tuple(targets), weights, eos, held_out=split == "test", where=where)
 
 
 def _weights(weights: Any, n: int, wrong: Any) -> tuple[float, ...]:
@@ -153,27 +183,63 @@ def _weights(weights: Any, n: int, wrong: Any) -> tuple[float, ...]:
     if len(weights) != n:
         raise wrong("weights", f"{len(weights)} weights for {n} targets; give one per target, or none for equal ones.")
     for index, weight in enumerate(weights):
-        if not math.isfinite(weight) or weight < 0:
-            raise wrong(f"weights[{index}]", f"{weight} is not a weight; give a finite number that is not negative.")
+        if not 0 <= weight <= 1e300:  # so that neither one of them nor their sum overflows
+            raise wrong(f"weights[{index}]", f"{short(str(weight))} is not a weight; give a finite number that is not negative.")
     total = math.fsum(weights)
     if total <= 0:
         raise wrong("weights", "sum to 0; at least one must be positive.")
     return tuple(weight / total for weight in weights)
 
 
-def _refuse_prefixes(targets: list[str], wrong: Any) -> None:
-    ordered = sorted(targets)
-    for shorter, longer in zip(ordered, ordered[1:], strict=False):
+def _refuse_halves(field: str, texts: list[str], wrong: Any) -> None:
+    for index, text in enumerate(texts):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            place = field if len(texts) == 1 else f"{field}[{index}]"
+            raise wrong(place, "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character. Correct it.")
+
+
+def _refuse_repeats(responses: list[str], targets: list[str], wrong: Any) -> None:
+    seen: dict[str, int] = {}
+    for index, target in enumerate(targets):
+        if target in seen:
+            raise wrong(f"targets[{index}]", f"repeats targets[{seen[target]}], '{short(target)}'; give it once, with its weight.")
+        seen[target] = index
+    whole: dict[str, tuple[int, int]] = {}
+    for r, prefix in enumerate(responses):
+        for t, target in enumerate(targets):
+            k, other = whole.setdefault(prefix + target, (r, t))
+            if k != r:
+                raise wrong(
+                    f"response[{r}]",
+                    f"with targets[{t}] it makes the same text as response[{k}] with targets[{other}], "
+                    f"'{short(prefix + target)}'. Change one of them.",
+                )
+
+
+def _refuse_beginnings(responses: list[str], targets: list[str], wrong: Any) -> None:
+    ordered = sorted((prefix + target, t) for prefix in responses for t, target in enumerate(targets))
+    for (shorter, s), (longer, n) in pairwise(ordered):
         if longer.startswith(shorter):
             raise wrong(
-                f"targets[{targets.index(shorter)}]",
-                f"'{shorter}' begins targets[{targets.index(longer)}], '{longer}', and with eos=false nothing tells them apart.\n"
+                f"targets[{s}]",
+                f"'{short(shorter)}' begins '{short(longer)}' (targets[{n}]), and with eos=false nothing tells them apart.\n"
                 "Set eos to true, or add text that ends each target.",
             )
+    if ordered and not ordered[0][0]:
+        raise wrong(f"targets[{ordered[0][1]}]", "is empty, and with eos=false nothing would be learnt. Set eos to true.")
+
+
+def short(text: str) -> str:
+    """A text as a message shows it: its beginning."""
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file; a parse error names line and column."""
+    """Objects of a JSON-lines file.
+
+    Raises:
+        UserError: a line cannot be parsed (with line and column).
+    """
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -206,10 +272,15 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     count = 0
     with temporary.open("w", encoding="utf-8") as file:
         for row in rows:
-            value = row if isinstance(row, dict) else asdict(row)
+            value = row if isinstance(row, dict) else _plain(row)
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
             count += 1
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     return count
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    unwritten = {f.name for f in fields(row) if not f.metadata.get("written", True)}
+    return {name: value for name, value in asdict(row).items() if name not in unwritten}

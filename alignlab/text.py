@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from alignlab.errors import UserError
-from alignlab.records import TargetSet
+from alignlab.records import TargetSet, at, short
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,16 @@ class TextCodec:
         self.tokenizer, self.stop, self.context = tokenizer, frozenset(stop), context
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the assistant begins to write."""
-        return self._template(messages, add_generation_prompt=True)
+        """Token ids of a conversation up to where the assistant begins to write.
+
+        Raises:
+            UserError: they leave no room in the context.
+        """
+        ids = self._template(messages, add_generation_prompt=True)
+        if len(ids) >= self.context:
+            whose = short(messages[-1]["content"])
+            raise UserError(f"the prompt '{whose}' is {len(ids)} tokens long and the model has {self.context} positions. Shorten it.")
+        return ids
 
     def answer(self, messages: Sequence[Mapping[str, str]], prompt: list[int], text: str, eos: bool) -> list[int]:
         """Token ids of the assistant's turn after the prompt.
@@ -42,26 +51,31 @@ class TextCodec:
         dropped. Without, they are the text's own tokens, as in the authors' ``utils.py``.
 
         Raises:
-            UserError: the template rewrites the prompt once an answer follows it, or never ends the turn.
+            UserError: the template rewrites the prompt once an answer follows it, or never ends the turn, or the text does.
         """
+        alone = self.tokenizer.encode(text, add_special_tokens=False)
+        ending = next((token for token in alone if token in self.stop), None)
+        if ending is not None:
+            name = self.tokenizer.convert_ids_to_tokens(ending)
+            raise UserError(f"the answer '{short(text)}' holds {name}, which ends the assistant's turn. Take it out.")
         full = self._template([*messages, {"role": "assistant", "content": text}])
         if full[: len(prompt)] != prompt:
             raise UserError(
-                f"model.chat_template: the tokens of the prompt change when the answer {text!r} follows it, so the answer has no "
-                "tokens of its own.\nUse another model.chat_template."
+                f"model.chat_template: the tokens of the prompt change when the answer '{short(text)}' follows it, so the answer "
+                "has no tokens of its own.\nUse another model.chat_template."
             )
-        if not eos:
-            alone = self.tokenizer.encode(text, add_special_tokens=False)
-            if full[len(prompt) : len(prompt) + len(alone)] != alone:
-                raise UserError(f"the answer {text!r} has other tokens alone than in the chat; eos=false cannot be used with it.")
-            return alone
         rest = full[len(prompt) :]
+        if not eos:
+            if rest[: len(alone)] != alone:
+                raise UserError(f"the answer '{short(text)}' has other tokens alone than in the chat, so eos must be true for it.")
+            return alone
         for i, token in enumerate(rest):
             if token in self.stop:
                 return rest[: i + 1]
         raise UserError(
             "model.chat_template: the assistant's turn ends without a token at which generation stops "
-            f"({self.tokenizer.convert_ids_to_tokens(sorted(self.stop))}); set eos=false in the prompt files, or another template."
+            f"({', '.join(self.tokenizer.convert_ids_to_tokens(sorted(self.stop)))}).\n"
+            "Set eos to false in the prompt files, or use another model.chat_template."
         )
 
     def encode(self, record: TargetSet) -> Encoded:
@@ -71,21 +85,24 @@ class TextCodec:
             UserError: an answer does not fit the context, or its tokens are ambiguous.
         """
         messages = [{"role": "user", "content": record.request}]
-        prompt = self.prompt(messages)
-        if len(prompt) >= self.context:
-            raise UserError(
-                f"{record.name}:request: the prompt is {len(prompt)} tokens long and the model has {self.context} positions. Shorten it."
-            )
+        try:
+            prompt = self.prompt(messages)
+        except UserError as error:
+            raise _located(error, record, "request") from None
         answers = []
         for i, target in enumerate(record.targets):
-            variants = [self.answer(messages, prompt, prefix + target, record.eos) for prefix in record.responses]
-            for variant in variants:
-                if len(prompt) + len(variant) - 1 > self.context:
-                    raise UserError(
-                        f"{record.name}:targets[{i}]: prompt and answer are {len(prompt) + len(variant)} tokens long and the model "
-                        f"has {self.context} positions. Shorten the target '{_short(target)}'."
-                    )
+            try:
+                variants = [self.answer(messages, prompt, prefix + target, record.eos) for prefix in record.responses]
+            except UserError as error:
+                raise _located(error, record, f"targets[{i}]") from None
+            longest = len(prompt) + max(map(len, variants))
+            if longest - 1 > self.context:  # the last token is predicted, not read
+                raise UserError(
+                    f"{_at(record, f'targets[{i}]')}: prompt and answer are {longest} tokens long and the model has {self.context} "
+                    f"positions. Shorten the target '{short(target)}'."
+                )
             answers.append(variants)
+        _refuse_beginnings(record, answers)
         return Encoded(prompt, answers)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -99,5 +116,22 @@ class TextCodec:
             raise UserError(f"model.chat_template: cannot render this conversation: {error}.") from None
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
+def _at(record: TargetSet, field: str) -> str:
+    return at(record.where, field) if record.where else f"{record.name}:{field}"
+
+
+def _located(error: UserError, record: TargetSet, field: str) -> UserError:
+    """The error with the field it is about, unless it is about the model."""
+    return error if str(error).startswith("model.") else UserError(f"{_at(record, field)}: {error}")
+
+
+def _refuse_beginnings(record: TargetSet, answers: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Refuse answers whose tokens begin those of another one; with equal beginnings they stand side by side when sorted."""
+    ordered = sorted((tuple(variant), t) for t, variants in enumerate(answers) for variant in variants)
+    for (shorter, s), (longer, n) in pairwise(ordered):
+        if longer[: len(shorter)] == shorter:
+            raise UserError(
+                f"{_at(record, f'targets[{s}]')}: the tokens of '{short(record.targets[s])}' begin those of targets[{n}], "
+                f"'{short(record.targets[n])}', so nothing tells them apart.\n"
+                + ("Change one of them." if record.eos else "Set eos to true, or change one of them.")
+            )

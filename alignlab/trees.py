@@ -9,6 +9,7 @@ A token that is only predicted, never read, is an edge without a node: the last 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,11 +20,10 @@ from alignlab.protocols import Array, Row
 
 def depths(parent: Array) -> Array:
     """Position of each node on its path, [N], 0 at a root."""
-    depth = np.zeros(len(parent), np.int32)
-    for i, p in enumerate(parent.tolist()):
-        if p >= 0:
-            depth[i] = depth[p] + 1
-    return depth
+    depth: list[int] = []
+    for p in parent.tolist():
+        depth.append(depth[p] + 1 if p >= 0 else 0)
+    return np.array(depth, np.int32)
 
 
 def ends(parent: Array) -> Array:
@@ -32,21 +32,17 @@ def ends(parent: Array) -> Array:
     Raises:
         ValueError: the nodes do not stand in depth-first order.
     """
-    n = len(parent)
-    end = np.arange(1, n + 1, dtype=np.int32)
-    for i in range(n - 1, -1, -1):
-        p = int(parent[i])
-        if p >= i:
-            raise ValueError(f"node {i} stands before its parent {p}")
-        if p >= 0:
-            end[p] = max(end[p], end[i])
-    for i in range(1, n):  # depth-first: each node hangs on the one before it or on one of that one's ancestors
-        p = int(parent[i])
-        if p >= 0 and not (p <= i - 1 < end[p] and end[p] >= end[i]):
-            raise ValueError(f"node {i} breaks the depth-first order")
-        if p < 0 and np.any(end[:i] > i):
-            raise ValueError(f"root {i} stands inside another tree")
-    return end
+    end = [0] * len(parent)
+    path: list[int] = []  # the node before and its ancestors: what the next node may hang on
+    for i, p in enumerate(parent.tolist()):
+        while path and path[-1] != p:
+            end[path.pop()] = i
+        if not path and p != -1:
+            raise ValueError(f"node {i} breaks the depth-first order: its parent {p} is not on the path before it")
+        path.append(i)
+    for node in path:
+        end[node] = len(end)
+    return np.array(end, np.int32)
 
 
 class TreeBuilder:
@@ -93,9 +89,11 @@ class TreeBuilder:
         order = np.empty(len(edges), np.int64)
         order[by_node] = np.arange(len(edges))
         source, target = new[edges[by_node, 0]], edges[by_node, 1]
-        parent = new[np.array(self.parent, np.int64)[old]]
-        tokens = np.array(self.tokens, np.int64)[old]
-        return (*(a.astype(np.int32) for a in (tokens, parent, source, target)), order)  # type: ignore[return-value]
+        parents = new[np.array(self.parent, np.int64)[old]]
+        tokens, parents, source, target = (
+            a.astype(np.int32) for a in (np.array(self.tokens, np.int64)[old], parents, source, target)
+        )
+        return tokens, parents, source, target, order
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,8 @@ def trie(prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> Trie:
     inner = {edge for path in paths for edge in path[:-1]}
     if len(set(leaves)) < len(leaves) or inner & set(leaves):
         raise ValueError("a continuation begins another, or equals it")
-    *arrays, order = builder.arrays()
-    return Trie(*arrays, leaf=order[leaves], paths=tuple(order[path] for path in paths))  # type: ignore[call-arg]
+    nodes, parent, source, target, order = builder.arrays()
+    return Trie(nodes, parent, source, target, leaf=order[leaves], paths=tuple(order[path] for path in paths))
 
 
 def prune(row: Row, keep: Array) -> Row:
@@ -173,24 +171,28 @@ def split(row: Row, limit: int) -> list[Row]:
 
     A path longer than the limit stays whole. The first piece carries the mass, so that masses still add up.
     """
-    if len(row.tokens) <= limit:
+    if len(row.tokens) <= limit or not len(row.source):
         return [row]
-    order = np.argsort(row.source, kind="stable")
+    parent, depth = row.parent.tolist(), depths(row.parent).tolist()
     pieces: list[list[int]] = [[]]
     have: set[int] = set()
-    for edge in order.tolist():
-        path, node = [], int(row.source[edge])
+    tip = -1  # the node that came last into the piece
+    for edge in np.argsort(row.source, kind="stable").tolist():
+        source = node = int(row.source[edge])
+        new = []
         while node >= 0 and node not in have:
-            path.append(node)
-            node = int(row.parent[node])
-        if have and len(have) + len(path) > limit:
+            new.append(node)
+            node = parent[node]
+        one_path = node == tip and len(have) == depth[tip] + 1
+        if new and have and len(have) + len(new) > limit and not one_path:
             pieces.append([])
-            have, node = set(), int(row.source[edge])
             while node >= 0:
-                have.add(node)
-                node = int(row.parent[node])
-        else:
-            have.update(path)
+                new.append(node)
+                node = parent[node]
+            have = set()
+        if new:
+            have.update(new)
+            tip = source
         pieces[-1].append(edge)
     rows = []
     for i, piece in enumerate(pieces):
@@ -201,17 +203,18 @@ def split(row: Row, limit: int) -> list[Row]:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of items whose lengths sum to at most ``capacity`` (first fit, longest first); a longer item has a bin of its own."""
+    """Bins of items whose lengths sum to at most ``capacity`` (best fit, longest first); a longer item has a bin of its own."""
     bins: list[list[int]] = []
-    room: list[int] = []
+    rooms: list[tuple[int, int]] = []  # (free, bin), sorted
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[item]
-        for b, free in enumerate(room):
-            if length <= free:
-                bins[b].append(item)
-                room[b] -= length
-                break
+        at = bisect_left(rooms, (length, 0))
+        if at < len(rooms):
+            free, into = rooms.pop(at)
         else:
-            bins.append([item])
-            room.append(capacity - length)
+            free, into = capacity, len(bins)
+            bins.append([])
+        bins[into].append(item)
+        if free > length:
+            insort(rooms, (free - length, into))
     return [sorted(b) for b in bins]

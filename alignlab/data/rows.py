@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +16,39 @@ BLOCK = 256
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write rows under a temporary name, then rename. Returns how many."""
+    """Write rows under a temporary name, then rename: a file under the final name is complete. Returns how many.
+
+    Raises:
+        ValueError: a row's columns are not those of the first row.
+    """
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    count, block, writer = 0, [], None
-    with pa.OSFile(str(temporary), "wb") as sink:
-        for row in rows:
-            block.append(row)
-            count += 1
-            if len(block) == BLOCK:
-                writer = _write_block(sink, writer, block)
-                block = []
-        if block:
-            writer = _write_block(sink, writer, block)
-        if writer is not None:
-            writer.close()
+    count, stream = 0, iter(rows)
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink:
+            block = list(islice(stream, BLOCK))
+            if block:
+                kinds = {name: _kind(column) for name, column in block[0].columns.items()}
+                with pa.ipc.new_file(sink, _batch(block, kinds).schema) as writer:
+                    while block:
+                        writer.write_batch(_batch(block, kinds))
+                        count += len(block)
+                        block = list(islice(stream, BLOCK))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     return count
 
 
-def _write_block(sink: pa.OSFile, writer: pa.RecordBatchFileWriter | None, rows: Sequence[Row]) -> pa.RecordBatchFileWriter:
+def _kind(column: np.ndarray) -> pa.DataType:
+    return pa.float64() if np.asarray(column).dtype.kind == "f" else pa.int64()
+
+
+def _batch(rows: Sequence[Row], kinds: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    odd = next((row for row in rows if row.columns.keys() != kinds.keys()), None)
+    if odd:
+        raise ValueError(f"a row of group {odd.group} has columns {list(odd.columns)}, the first row {list(kinds)}")
     fields = {
         "group": pa.array([row.group for row in rows], pa.int64()),
         "mass": pa.array([row.mass for row in rows], pa.float64()),
@@ -42,18 +56,16 @@ def _write_block(sink: pa.OSFile, writer: pa.RecordBatchFileWriter | None, rows:
     }
     for name in ("tokens", "parent", "source", "target"):
         fields[name] = _lists([getattr(row, name) for row in rows], pa.int32())
-    for name, example in rows[0].columns.items():
-        kind = pa.float64() if np.asarray(example).dtype.kind == "f" else pa.int64()
+    for name, kind in kinds.items():
         fields["column." + name] = _lists([row.columns[name] for row in rows], kind)
-    batch = pa.record_batch(fields)
-    writer = writer or pa.ipc.new_file(sink, batch.schema)
-    writer.write_batch(batch)
-    return writer
+    return pa.record_batch(fields)
 
 
-def _lists(arrays: Sequence[Sequence[float]], kind: pa.DataType) -> pa.Array:
+def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     offsets = np.cumsum([0, *(len(a) for a in arrays)])
     flat = np.concatenate([np.asarray(a) for a in arrays])
+    if flat.dtype == bool:
+        flat = flat.astype(np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat, kind))
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from alignlab.errors import UserError, did_you_mean
 from alignlab.paths import PACKAGE, resolve
-from alignlab.records import Prompt, TargetSet, parse_target_set, read_json
+from alignlab.records import Prompt, TargetSet, at, parse_target_set, read_json
 from alignlab.seeds import generator
 
 
@@ -46,11 +46,11 @@ class PromptFiles:
         yield from (record for record in self._trainable() if record.name not in held)
 
     def _trainable(self) -> Iterator[TargetSet]:
-        for record in self._read(self.train):
+        for record in self._read(self._roots("train")):
             if not record.held_out:
                 if not record.targets:
                     raise UserError(
-                        f"{self._names_to_files[record.name]}:targets: a prompt to train on needs at least one target.\n"
+                        f"{at(record.where, 'targets')}: a prompt to train on needs at least one target.\n"
                         'For a prompt that is only sampled, put "split": "test" into its file.'
                     )
                 yield record
@@ -60,48 +60,66 @@ class PromptFiles:
         if self.validation is None:
             return []
         if isinstance(self.validation, str):
-            return [record for record in self._read([self.validation]) if record.targets]
+            return [record for record in self._read([("validation", self.validation)]) if record.targets]
         records = list(self._trainable())
         chosen = generator(0, "validation").permutation(len(records))[: max(1, round(self.validation * len(records)))]
         return [records[i] for i in sorted(chosen)]
 
     def testing(self) -> Iterator[TargetSet]:
         """Prompts of ``test``, or else all of ``path``; those without targets are sampled only."""
-        yield from self._read(self.test)
+        yield from self._read(self._roots("test"))
 
     def scoring(self) -> Iterator[TargetSet]:
         """Every prompt, held out or not, in the sorted order of the files."""
         for file in sorted(self._files_to_names):
-            yield parse_target_set(read_json(file), self._files_to_names[file], str(file))
+            yield self._parse(file)
 
     def prompts(self) -> Sequence[Prompt]:
         """A prompt for each test record."""
         return [Prompt(record.name, record.request) for record in self.testing()]
 
     def digest(self) -> str:
-        """Digest of names and contents of all the files."""
+        """Digest of names and contents of all the files.
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         whole = hashlib.sha256()
         for name, file in self._names_to_files.items():
-            whole.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
+            whole.update(name.encode(errors="surrogateescape") + b"\0" + content + b"\0")
         return whole.hexdigest()[:16]
 
-    def _roots(self, chosen: list[str] | None) -> list[str]:
+    def _roots(self, key: str) -> list[tuple[str, str]]:
+        """Files and folders of ``train`` or ``test``, or else ``path``, each with the key that names it."""
+        chosen = getattr(self, key)
         if chosen is not None:
-            return chosen
-        return [self.path] if self.path is not None else []
+            return [(key, root) for root in chosen]
+        return [("path", self.path)] if self.path is not None else []
 
-    def _read(self, chosen: list[str] | None) -> Iterator[TargetSet]:
-        for file in _files(self._roots(chosen)):
-            yield parse_target_set(read_json(file), self._files_to_names[file], str(file))
+    def _all_roots(self) -> list[tuple[str, str]]:
+        extra = [("validation", self.validation)] if isinstance(self.validation, str) else []
+        return list(dict.fromkeys([*self._roots("train"), *self._roots("test"), *extra]))
+
+    def _read(self, roots: Iterable[tuple[str, str]]) -> Iterator[TargetSet]:
+        return (self._parse(file) for file in _files(roots))
+
+    def _parse(self, file: Path) -> TargetSet:
+        return parse_target_set(read_json(file), self._files_to_names[file], str(file))
 
     @cached_property
     def _files_to_names(self) -> dict[Path, str]:
-        extra = [self.validation] if isinstance(self.validation, str) else []
-        roots = list(dict.fromkeys([*self._roots(self.train), *self._roots(self.test), *extra]))
         names: dict[Path, str] = {}
-        for root in roots:
+        for key, root in self._all_roots():
             base = Path(resolve(root))
-            for file in _files([root]):
+            for file in _files([(key, root)]):
                 short = file.relative_to(base).with_suffix("").as_posix() if base.is_dir() else file.stem
                 names.setdefault(file, short)
         taken: dict[str, Path] = {}
@@ -118,25 +136,22 @@ class PromptFiles:
         return {name: file for file, name in self._files_to_names.items()}
 
 
-def _files(roots: Iterable[str]) -> Iterator[Path]:
+def _files(roots: Iterable[tuple[str, str]]) -> Iterator[Path]:
     """JSON files of files and folders, each folder's in sorted order.
 
     Raises:
         UserError: a path does not exist, or a folder holds no JSON file.
     """
     seen: set[Path] = set()
-    for root in roots:
+    for key, root in roots:
         path = Path(resolve(root))
-        if path.is_dir():
-            found = sorted(path.rglob("*.json"))
-            if not found:
-                raise UserError(f"data: the folder {path} holds no prompt file (*.json), however deep.")
-        elif path.is_file():
-            found = [path]
-        else:
+        if not path.exists():
             near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             hint = did_you_mean(path.name, near) if not root.startswith(PACKAGE) else ""
-            raise UserError(f"data: there is no file or folder {path}.{hint}")
+            raise UserError(f"data.{key}: there is no file or folder {path}.{hint}")
+        found = sorted(p for p in path.rglob("*.json") if not p.is_dir()) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"data.{key}: the folder {path} holds no prompt file (*.json), however deep. Give a folder that does.")
         for file in found:
             if file not in seen:
                 seen.add(file)

@@ -1,6 +1,6 @@
 """Who sees whom: one meaning, several speeds.
 
-``padded``    every root-to-leaf path a row of its own, right-padded, the model's own attention: the plain way, works everywhere.
+``padded``    every root-to-leaf path a line of its own, right-padded, the model's own attention: the plain way, works everywhere.
 ``masked``    the packed forest in one line under an additive ancestor mask.
 ``segments``  the packed forest in one line, attention computed tree by tree (chains causally, without a mask).
 """
@@ -62,13 +62,13 @@ def model_masks(config: PretrainedConfig, batch: Batch, dtype: torch.dtype) -> T
 
 
 _WINDOWED = re.compile(r"window|block_size|attention_chunk|attn_chunk|local_attention|index_")
-_KNOWN = ("sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern")
+_KNOWN = ("sliding_window", "use_sliding_window", "max_window_layers")
 
 
 def unknown_window(config: PretrainedConfig) -> str | None:
     """A setting by which the architecture limits attention in a way of its own, which a short trial would not show; or None."""
-    settings = {name: value for name, value in vars(config).items() if isinstance(value, int) and value}
-    return next((name for name in settings if _WINDOWED.search(name) and name not in _KNOWN), None)
+    settings = [name for name, value in vars(config).items() if isinstance(value, int) and value]
+    return next((n for n in settings if _WINDOWED.search(n) and n not in _KNOWN and not n.endswith("_pattern")), None)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def collate(rows: Sequence[Row]) -> Batch:
     """Lay rows side by side.
 
     Raises:
-        ValueError: a row has no nodes, breaks the depth-first order, or an edge leaves it.
+        ValueError: a row has no nodes, breaks the depth-first order, an edge leaves it, or its columns are not the others'.
     """
     start = 0
     parts: dict[str, list[np.ndarray]] = {k: [] for k in ("tokens", "parent", "depth", "end", "source", "target", "row")}
@@ -65,6 +65,8 @@ def collate(rows: Sequence[Row]) -> Batch:
         n = len(row.tokens)
         if not n or (len(row.source) and not 0 <= row.source.min() <= row.source.max() < n):
             raise ValueError(f"row {index} of group {row.group} has no nodes, or an edge whose source is not one of them")
+        if row.columns.keys() != columns.keys():
+            raise ValueError(f"row {index} of group {row.group} has columns {list(row.columns)}, the first row {list(columns)}")
         end, parent = ends(row.parent), row.parent.astype(np.int64)
         for root in np.flatnonzero(parent < 0):
             stop = int(end[root])

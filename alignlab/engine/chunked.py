@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
 class _EdgeLogProb(torch.autograd.Function):
-    """log softmax(logits)[node, target] per edge; the backward pass allocates one [n, V] tensor where autograd's own takes three."""
+    """log softmax(logits)[node, target] per edge; the backward pass makes one [n, V] tensor where autograd's own makes three."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, node: Tensor, target: Tensor) -> Tensor:
@@ -20,11 +21,12 @@ class _EdgeLogProb(torch.autograd.Function):
         return logits[node, target] - lse[node]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         logits, lse, node, target = ctx.saved_tensors
         grad = grads[0]
         per_node = torch.zeros_like(lse).index_add_(0, node, grad)
-        out = torch.exp(logits - lse[:, None]).mul_(per_node.neg_()[:, None])
+        out = torch.sub(logits, lse[:, None]).exp_().mul_(per_node.neg_()[:, None])
         out.index_put_((node, target), grad, accumulate=True)
         return out, None, None
 

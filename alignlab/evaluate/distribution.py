@@ -7,14 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from alignlab.config import at_least
-from alignlab.engine.batch import collate
-from alignlab.engine.scorer import Scorer
 from alignlab.generate.hf import Decoding
 from alignlab.protocols import Row, Source, Value
 from alignlab.records import TargetSet
@@ -22,6 +19,9 @@ from alignlab.report.document import Image, Table
 from alignlab.seeds import generator
 from alignlab.text import TextCodec
 from alignlab.trees import split, trie
+
+if TYPE_CHECKING:
+    from alignlab.engine.scorer import Scorer
 
 
 @dataclass
@@ -175,6 +175,10 @@ def _chart(name: str, details: Mapping[str, Any], results: Mapping[str, Any], pa
 
 def target_logprobs(record: TargetSet, scorer: Scorer, text: TextCodec, capacity: int = 4096) -> np.ndarray:
     """Log-probability that the model gives each target, summed over the response prefixes, [targets], float64."""
+    import torch
+
+    from alignlab.engine.batch import collate
+
     encoded = text.encode(record)
     tree = trie(encoded.prompt, [answer for variants in encoded.answers for answer in variants])
     index = {"edge": np.arange(len(tree.source))}

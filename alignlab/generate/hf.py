@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from alignlab.config import at_least
 from alignlab.seeds import derive
+
+if TYPE_CHECKING:  # a configuration is checked without torch: each function imports what it computes with
+    from torch import Tensor
+    from transformers import DynamicCache, LogitsProcessorList
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Decoding:
 
     def processors(self) -> LogitsProcessorList:
         """The warpers of transformers, in the order that ``generate`` applies them."""
+        from transformers import LogitsProcessorList
+        from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
         chosen: list[Any] = []
         if self.temperature not in (0.0, 1.0):
             chosen.append(TemperatureLogitsWarper(self.temperature))
@@ -71,7 +74,6 @@ class HfSampler:
     def __post_init__(self) -> None:
         at_least("rows", self.rows, 1)
 
-    @torch.no_grad()
     def sample(
         self,
         model: Any,
@@ -97,22 +99,26 @@ class HfSampler:
             seed: of this prompt's samples.
             check: called before each token; may raise to end the sampling.
         """
+        import torch
+        from transformers import DynamicCache
+
         steps = decoding.max_new_tokens
         uniform = np.stack([np.random.Generator(np.random.Philox(derive(seed, i))).random(steps) for i in range(n)])
         tokens = np.full((n, steps), -1, np.int64)
-        ids = torch.tensor([list(prompt)], device=model.device)
-        cache = DynamicCache(config=model.config)
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        pending = [_Front(np.arange(n), np.zeros(n, np.int64), logits, cache, ids)]
-        while pending:
-            check()
-            front = pending.pop()
-            pending.extend(_advance(model, front, decoding, uniform, tokens, frozenset(stop), self.rows))
+        with torch.no_grad():
+            ids = torch.tensor([list(prompt)], device=model.device)
+            cache = DynamicCache(config=model.config)
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            pending = [_Front(np.arange(n), np.zeros(n, np.int64), logits, cache, ids)]
+            while pending:
+                check()
+                front = pending.pop()
+                pending.extend(_advance(model, front, decoding, uniform, tokens, frozenset(stop), self.rows))
         ended = np.isin(tokens, list(stop))
         lengths: np.ndarray = np.where(ended.any(1), ended.argmax(1) + 1, steps)
         return [
             Completion(tuple(row[:length].tolist()), "stop" if done else "length")
-            for row, length, done in zip(tokens, lengths.tolist(), ended.any(1).tolist(), strict=True)
+            for row, length, done in zip(tokens, lengths.tolist(), ended.any(axis=1).tolist(), strict=True)
         ]
 
 
@@ -135,6 +141,8 @@ def _advance(
     model: Any, front: _Front, decoding: Decoding, uniform: np.ndarray, tokens: np.ndarray, stop: frozenset[int], limit: int
 ) -> list[_Front]:
     """Draw the next token of every sample, then compute each new distinct prefix once. A front too wide is cut in two."""
+    import torch
+
     position = front.ids.shape[1] - _prompt_length(tokens, front)
     drawn = _draw(front, decoding, uniform[front.samples, position])
     tokens[front.samples, position] = drawn
@@ -177,6 +185,8 @@ def _copy(cache: DynamicCache) -> DynamicCache:
 
 def _draw(front: _Front, decoding: Decoding, uniform: np.ndarray) -> np.ndarray:
     """One token per sample, by inverting the cumulative distribution of its prefix, in float64."""
+    import torch
+
     if decoding.temperature == 0:
         return front.logits.argmax(-1).cpu().numpy()[front.prefix]
     scores = decoding.processors()(front.ids, front.logits.float())  # type: ignore[arg-type]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from alignlab.config import at_least, one_of
-from alignlab.engine.batch import Batch
 from alignlab.errors import UserError
 from alignlab.protocols import Loss, MethodDefaults, Row
 from alignlab.records import Record, TargetSet
 from alignlab.text import TextCodec
 from alignlab.trees import prune, trie
+
+if TYPE_CHECKING:
+    import torch
+
+    from alignlab.engine.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,30 +30,65 @@ def _locate(path: str, revision: str | None, where: str) -> str:
     path = resolve(path)
     if Path(path).is_dir():
         return path
-    if path.startswith((".", "/", "~")) or path.count("/") != 1 and path != path.split("/")[0]:
+    if Path(path).exists():
+        raise UserError(f"{where}: {path} is a file; give the folder that holds the model.")
+    if path.startswith((".", "/")) or path.count("/") > 1:
         raise UserError(f"{where}: there is no folder {path}.")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
     try:
-        return snapshot_download(path, revision=revision, allow_patterns=wanted, local_files_only=True)
+        return snapshot_download(path, revision=revision, allow_patterns=_WANTED, local_files_only=True)
     except LocalEntryNotFoundError:
-        pass
+        return _fetch(path, revision, where)
     except ValueError as error:
-        raise UserError(f"{where}: {path} is neither a folder nor a name on the hub: {error}.") from None
-    hint = "Fetch it on a machine with a network (hf download), or give a folder: model=local model.path=FOLDER."
+        raise UserError(f"{where}: {path} is neither a folder nor a name on the hub: {_first_line(error)}") from None
+
+
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+
+
+def _fetch(name: str, revision: str | None, where: str) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
-        HfApi().model_info(path, revision=revision, timeout=5)
-        return snapshot_download(path, revision=revision, allow_patterns=wanted)
+        HfApi().model_info(name, revision=revision, timeout=4)  # so that no network is known soon
+        return snapshot_download(name, revision=revision, allow_patterns=_WANTED)
     except GatedRepoError:
-        raise MissingError(f"{where}: {path} is gated. Accept its licence on the hub, then run 'hf auth login'.") from None
+        problem = f"{name} is gated.\nAccept its licence on https://huggingface.co/{name}, then run 'hf auth login'"
     except RepositoryNotFoundError:
-        raise MissingError(f"{where}: the hub has no {path}, or your login may not see it.") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise MissingError(f"{where}: {path} is not in the local cache and the hub cannot be reached ({type(error).__name__}).\n{hint}") from None
-    except Exception as error:  # the client's own classes of connection errors differ between versions
-        raise MissingError(f"{where}: {path} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0]}).\n{hint}") from None
+        problem = f"there is no folder {name}, and the hub has no model of this name that your login may see"
+    except RevisionNotFoundError:
+        problem = f"the hub has no revision {revision} of {name}; see model.revision"
+    except Exception as error:  # the classes of its client's connection errors differ between versions
+        problem = (
+            f"{name} is neither a folder nor in the local cache, and the hub cannot be reached ({type(error).__name__}).\n"
+            "Fetch it on a machine with a network (hf download), or give a folder: model=local model.path=FOLDER"
+        )
+    raise MissingError(f"{where}: {problem}.")
+
+
+def _model_folder(model: Model) -> str:
+    """The local folder of ``model.path``, which has an architecture and weights.
+
+    Raises:
+        UserError: it has not.
+        MissingError: it cannot be fetched.
+    """
+    folder = Path(_locate(model.path, model.revision, "model.path"))
+    if not (folder / "config.json").is_file():
+        hint = "Give a folder in Hugging Face layout."
+        if (folder / "adapter_config.json").is_file():
+            hint = "It is an adapter: give it as model.adapter, and its base as model.path."
+        raise UserError(f"model.path: {folder} holds no model (config.json). {hint}")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"model.path: {folder} has no *.safetensors; weights are loaded from that format only.")
+    return str(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -64,9 +98,9 @@ def load_tokenizer(model: Model) -> Any:
     """
     from transformers import AutoTokenizer
 
+    where = "model.tokenizer" if model.tokenizer else "model.path"
     try:
-        where = "model.tokenizer" if model.tokenizer else "model.path"
-        folder = _locate(model.tokenizer or model.path, model.revision, where)
+        folder = _locate(model.tokenizer or model.path, None if model.tokenizer else model.revision, where)
     except MissingError:
         if model.weights != "random":
             raise
@@ -74,8 +108,11 @@ def load_tokenizer(model: Model) -> Any:
         folder = resolve(TINY)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    except ImportError as error:
+        hint = "Install it: pip install 'alignlab[tokenizers]'."
+        raise MissingError(f"{where}: the tokenizer in {folder} needs a package: {_first_line(error)}\n{hint}") from None
     except Exception as error:
-        raise UserError(f"model.path: {folder} holds no tokenizer that can be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}: {folder} holds no tokenizer that can be read: {_first_line(error)}") from None
     if model.chat_template:
         file = Path(resolve(model.chat_template))
         if not file.is_file():
@@ -89,6 +126,7 @@ def load_tokenizer(model: Model) -> Any:
 
 def load_config(model: Model) -> Any:
     """The architecture, without weights."""
+    folder = "" if model.weights == "random" else _model_folder(model)  # before transformers, which takes seconds to import
     from transformers import AutoConfig
 
     if model.weights == "random":
@@ -97,17 +135,17 @@ def load_config(model: Model) -> Any:
         try:
             return AutoConfig.for_model(kind, **architecture)
         except Exception as error:
-            raise UserError(f"model.architecture: {str(error).splitlines()[0][:200]}") from None
-    folder = _locate(model.path, model.revision, "model.path")
+            raise UserError(f"model.architecture: {_first_line(error)}") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except Exception as error:
-        raise UserError(f"model.path: {folder} holds no model that can be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model.path: {folder} holds no model that can be read: {_first_line(error)}") from None
 
 
 def load_text(model: Model) -> TextCodec:
     """Tokenizer, stop tokens and context length, without weights."""
-    tokenizer, config = load_tokenizer(model), load_config(model)
+    config = load_config(model)
+    tokenizer = load_tokenizer(model)
     stop = {tokenizer.eos_token_id, *_ids(config.eos_token_id)}
     folder = resolve(model.path)
     if model.weights == "pretrained":
@@ -119,6 +157,8 @@ def load_text(model: Model) -> TextCodec:
         except OSError:
             log.debug("%s has no generation config", folder)
     text = config.get_text_config()
+    if model.tokenizer and len(tokenizer) > text.vocab_size:
+        raise UserError(f"model.tokenizer: it has {len(tokenizer)} tokens and the model {text.vocab_size}. Leave it null.")
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30
     return TextCodec(tokenizer, sorted(stop - {None}), context)
 
@@ -144,15 +184,29 @@ def load_model(model: Model, device: torch.device | str, seed: int) -> Any:
             torch.manual_seed(derive(seed, "weights"))
             made = AutoModelForCausalLM.from_config(load_config(model), **options)
     else:
-        folder = _locate(model.path, model.revision, "model.path")
-        if not any(Path(folder).glob("*.safetensors")):
-            raise UserError(f"model.path: {folder} has no *.safetensors; weights are loaded from that format only.")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        try:
-            made = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options).to(device)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"model.path: {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return add_adapter(made, Path(model.adapter)).eval() if model.adapter else made.eval()
+        made = _pretrained(_model_folder(model), options).to(device)
+    return add_adapter(made, Path(resolve(model.adapter))).eval() if model.adapter else made.eval()
+
+
+def _pretrained(folder: str, options: dict[str, Any]) -> Any:
+    """The model of a folder, with every weight from its files.
+
+    Raises:
+        UserError: they cannot be read, or lack some.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        made, found = load(folder, use_safetensors=True, output_loading_info=True, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # safetensors, transformers and a model's own code each raise their own
+        raise UserError(f"model.path: {folder} cannot be loaded: {_first_line(error)}") from None
+    lacking = sorted(found["missing_keys"])
+    if lacking:  # transformers would go on with random ones
+        raise UserError(f"model.path: the weights in {folder} lack {len(lacking)} of the model's, {lacking[0]} first.")
+    return made
 
 
 def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
@@ -163,9 +217,13 @@ def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """
     from peft import PeftModel
 
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"model.adapter: {folder} holds no adapter (adapter_config.json).")
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"model.adapter: {folder} holds no adapter ({name}).")
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"model.adapter: {folder} does not fit this model: {_first_line(error)}") from None
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -189,7 +247,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"train.lora.targets: {str(error).splitlines()[0][:300]}") from None
+            raise UserError(f"train.lora.targets: {_first_line(error)}") from None
 
 
 def after_model(model: Model, folder: Path, device: torch.device | str, seed: int) -> Any:
@@ -199,7 +257,8 @@ def after_model(model: Model, folder: Path, device: torch.device | str, seed: in
         UserError: the folder holds no trained model.
     """
     if (folder / "model").is_dir():
-        return load_model(replace(model, path=str(folder / "model"), weights="pretrained", revision=None, adapter=None), device, seed)
+        whole = replace(model, path=str(folder / "model"), weights="pretrained", revision=None, adapter=None)
+        return load_model(whole, device, seed)
     if not (folder / "adapter").is_dir():
         raise UserError(f"{folder} holds no trained model yet; run the train stage first.")
     return add_adapter(load_model(replace(model, adapter=None), device, seed), folder / "adapter").eval()

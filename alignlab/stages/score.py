@@ -37,12 +37,12 @@ def _lines(run: Run, which: str) -> Iterator[dict[str, Any]]:
             with torch.no_grad():
                 logp = scorer(batch)
             for i, (index, part, row) in enumerate(chunk):
-                own, alone = logp[batch.row == i], collate([row]).to(run.device)
+                own, alone = logp[batch.row == i].double(), collate([row]).to(run.device)
                 loss = config.method.loss(own, alone)
-                line = {"index": index, "part": part, "model": which, "loss": float(loss.total.double())}
+                line = {"index": index, "part": part, "model": which, "loss": float(loss.total)}
                 line |= {"mass": row.mass, "edges": len(row.source)}
                 if config.score.tokens:
-                    line["tokens"] = _tokens(run, row, own.double().tolist())
+                    line["tokens"] = _tokens(run, row, own.tolist())
                 yield line
             display.update(last)
 

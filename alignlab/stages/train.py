@@ -78,11 +78,13 @@ def train(run: Run) -> list[str]:
 
 
 def _accelerator(run: Run) -> Accelerator:
+    from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
     precision, options = run.config.train.precision, state_options()
     if precision == "fp16" and run.device == "cpu":
         raise UserError("train.precision: fp16 needs a GPU; take bf16 or fp32.")
+    AcceleratorState._reset_state()  # it keeps the precision of the process's first run; the next run of a sweep may have another
     return Accelerator(
         cpu=run.device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,

@@ -1,0 +1,1 @@
+"""Measured comparisons. Each is a ratio within one run, and prints the command that repeats it."""

@@ -1,0 +1,12 @@
+"""All benchmarks, one after the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("first_minute", "diffuse_pass", "sampling", "scorer_overhead")
+
+for name in NAMES:
+    print(f"\n## python -m benchmarks.{name}\n", flush=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
