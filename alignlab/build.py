@@ -75,18 +75,17 @@ def build(node: DictConfig, cls: type[T], path: str) -> T:
         kind = next((k for k in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(k)), None)
         if kind is not None and isinstance(inner, DictConfig) and not inner._is_none():
             build(inner, kind, where)  # type: ignore[arg-type] # first by itself, so that its messages name it
+        try:
+            OmegaConf.merge(schema, OmegaConf.masked_copy(values, key))
+        except OmegaConfBaseException:  # which does not always say where
+            given = OmegaConf.to_container(values)[key]  # type: ignore[call-overload, index]
+            raise UserError(f"{where}: must be {_words(hints[key])}, not {shown(given)}.") from None
+    merged = OmegaConf.merge(schema, values)
+    missing = sorted(_join(path, key) for key in OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{missing[0]}: needs a value; give {missing[0]}=...")
     try:
-        merged = OmegaConf.merge(schema, values)
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{_join(path, missing[0])}: needs a value; give {_join(path, missing[0])}=...")
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        key = re.split(r"[.\[]", error.full_key or "")[0]
-        if key not in hints:
-            raise UserError(f"{_join(path, key)}: {_first_line(error)}.") from None
-        given = OmegaConf.to_container(values)[key]  # type: ignore[call-overload, index]
-        raise UserError(f"{_join(path, key)}: must be {_words(hints[key])}, not {shown(given)}.") from None
     except (ValueError, TypeError) as error:
         raise UserError(_refused(str(error), path)) from None
 

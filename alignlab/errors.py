@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 OK, FAULT, WRONG, MISSING = 0, 1, 2, 3
 
@@ -32,9 +32,15 @@ class StoppedError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest other word that is known, or an empty string when none is near."""
-    candidates = [other for other in known if other != word]
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    if not near:  # a misspelt last part of a dotted key is nearer than the whole key says
-        near = [key for key in candidates if difflib.SequenceMatcher(None, key.split(".")[-1], word.split(".")[-1]).ratio() > 0.75]
-    return f" Did you mean '{near[0]}'?" if near else ""
+    """`` Did you mean 'x'?`` for the nearest other word that is known, or an empty string when none is near.
+
+    Of dotted keys the last part counts as much as the whole: ``train.rnk`` is near ``train.lora.rank``.
+    """
+
+    def nearness(other: str) -> tuple[float, float]:
+        whole = SequenceMatcher(None, word, other).ratio()
+        last = SequenceMatcher(None, word.split(".")[-1], other.split(".")[-1]).ratio()
+        return max(whole, last if last > 0.75 else 0.0), whole
+
+    nearest = max((other for other in known if other != word), key=nearness, default=None)
+    return f" Did you mean '{nearest}'?" if nearest is not None and nearness(nearest)[0] >= 0.6 else ""

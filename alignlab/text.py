@@ -40,8 +40,8 @@ class TextCodec:
         """
         ids = self._template(messages, add_generation_prompt=True)
         if len(ids) >= self.context:
-            whose = short(messages[-1]["content"])
-            raise UserError(f"the prompt '{whose}' is {len(ids)} tokens long and the model has {self.context} positions. Shorten it.")
+            asked = short(messages[-1]["content"])
+            raise UserError(f"the prompt '{asked}' is {len(ids)} tokens long, the model has {self.context} positions. Shorten it.")
         return ids
 
     def answer(self, messages: Sequence[Mapping[str, str]], prompt: list[int], text: str, eos: bool) -> list[int]:

@@ -89,11 +89,8 @@ class TreeBuilder:
         order = np.empty(len(edges), np.int64)
         order[by_node] = np.arange(len(edges))
         source, target = new[edges[by_node, 0]], edges[by_node, 1]
-        parents = new[np.array(self.parent, np.int64)[old]]
-        tokens, parents, source, target = (
-            a.astype(np.int32) for a in (np.array(self.tokens, np.int64)[old], parents, source, target)
-        )
-        return tokens, parents, source, target, order
+        tokens, parents = np.array(self.tokens, np.int64)[old], new[np.array(self.parent, np.int64)[old]]
+        return tokens.astype(np.int32), parents.astype(np.int32), source.astype(np.int32), target.astype(np.int32), order
 
 
 @dataclass(frozen=True)

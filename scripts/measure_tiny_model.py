@@ -2,8 +2,9 @@
 
     python scripts/measure_tiny_model.py                       # everything
     python scripts/measure_tiny_model.py --only picks tones    # some parts
+    python scripts/measure_tiny_model.py --write-card          # everything, also into the model card
 
-Parts: picks (entropy of the random picks), judged (right answers, detection of wrong tokens), formats, tones,
+Parts: picks (entropy of the random picks), shipped (the same for the shipped prompt files), judged (right answers, detection of wrong tokens), formats, tones,
 diffuse (a short LoRA training towards the uniform distribution; needs `peft`).
 """
 
@@ -34,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLDS = (1.1, 1.2, 1.5)
+FIGURES = "## Figures"
 
 
 class Scorer:
@@ -261,12 +263,10 @@ def measure_tones(scorer: Scorer, count: int) -> str:
     tones = [tone_of(answer) for answer in answers]
     rude = fmean(float(not RUDE_WORDS.isdisjoint(a.lower().replace(",", "").replace(".", "").split())) for a in answers)
     topic = fmean(float(t in a) for (t, _), a in zip(asked, answers, strict=True))
-    plain = scorer.answers([BOS] * (count // 4), top_p=1.0, top_k=0, temperature=1.0)
-    text = fmean(float(tone_of(p) != "mixed") for p in plain)
     names = [*TONE_FRAMES, "mixed"]
     return table(
-        ["samples", *names, "with a rude word", "on the topic", "toned text after <s> alone"],
-        [[count, *(tones.count(name) / count for name in names), rude, topic, text]],
+        ["samples", *names, "with a rude word", "on the topic"],
+        [[count, *(tones.count(name) / count for name in names), rude, topic]],
     )
 
 
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400, help="questions of each kind")
     parts = ["picks", "shipped", "judged", "formats", "tones", "diffuse"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--write-card", action="store_true", help="replace the figures in the model's README.md")
     args = parser.parse_args()
     torch.set_num_threads(2)
     measures = {
@@ -322,9 +323,15 @@ def main() -> None:
         "tones": lambda scorer: measure_tones(scorer, 5 * args.count),
         "diffuse": measure_diffuse,
     }
+    figures = []
     for name in args.only:
-        print(f"\n`python scripts/measure_tiny_model.py --only {name} --count {args.count}`\n", flush=True)
-        print(measures[name](Scorer(args.model)), flush=True)
+        command = f"`python scripts/measure_tiny_model.py --only {name} --count {args.count}`"
+        figures.append(f"{command}\n\n{measures[name](Scorer(args.model))}\n")
+        print(f"\n{figures[-1]}", flush=True)
+    if args.write_card:
+        card = args.model / "README.md"
+        head = card.read_text(encoding="utf-8").partition(FIGURES)[0]
+        card.write_text(f"{head}{FIGURES}\n\n" + "\n".join(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":

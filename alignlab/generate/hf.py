@@ -115,10 +115,11 @@ class HfSampler:
                 front = pending.pop()
                 pending.extend(_advance(model, front, decoding, uniform, tokens, frozenset(stop), self.rows))
         ended = np.isin(tokens, list(stop))
-        lengths: np.ndarray = np.where(ended.any(1), ended.argmax(1) + 1, steps)
+        stopped = np.array(ended.any(1))
+        lengths: np.ndarray = np.where(stopped, ended.argmax(1) + 1, steps)
         return [
             Completion(tuple(row[:length].tolist()), "stop" if done else "length")
-            for row, length, done in zip(tokens, lengths.tolist(), ended.any(axis=1).tolist(), strict=True)
+            for row, length, done in zip(tokens, lengths.tolist(), stopped.tolist(), strict=True)
         ]
 
 
