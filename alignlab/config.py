@@ -175,10 +175,10 @@ TYPED: Mapping[str, type] = {"model": Model, "train": Train, "hardware": Hardwar
 """groups whose class is one of the above"""
 
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
-    "tracker": ("start", "scalars", "finish"),
+    "tracker": ("start", "scalars", "summary", "finish"),
     "data": ("yields", "training", "validation_records", "testing", "scoring", "prompts", "digest"),
     "method": ("accepts", "rows", "parts", "vary", "loss", "finished", "probes", "request"),
-    "suite": ("decoding", "evaluate"),
+    "suite": ("decoding", "evaluate", "summary", "charts"),
     "sampler": ("sample",),
 }
 """groups that name their class, and what it must have; those that import least stand first, so that a mistake shows soonest"""

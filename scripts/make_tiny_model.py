@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tiny_world import BOS, EOS, PAD, SPECIAL_TOKENS, documents
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tiny_world import BOS, EOS, PAD, SPECIAL_TOKENS, documents
 
 CONTEXT = 512
 CHUNK = 20_000  # documents that are sorted by length together

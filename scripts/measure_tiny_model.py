@@ -4,8 +4,9 @@
     python scripts/measure_tiny_model.py --only picks tones    # some parts
     python scripts/measure_tiny_model.py --write-card          # everything, also into the model card
 
-Parts: picks (entropy of the random picks), shipped (the same for the shipped prompt files), judged (right answers, detection of wrong tokens), formats, tones,
-diffuse (a short LoRA training towards the uniform distribution; needs `peft`).
+Parts: picks (entropy of the random picks), shipped (the same for the shipped prompt files), judged (right answers,
+detection of wrong tokens), formats, tones, diffuse (a short LoRA training towards the uniform distribution; needs
+`peft`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tiny_style import format_case, general_exchange, quiz_exchange, spelled_case
 from tiny_tasks import (
     BRACE_PHRASES,
@@ -31,7 +34,6 @@ from tiny_tasks import (
 )
 from tiny_words import RUDE_WORDS, TONE_FRAMES, TONE_REQUESTS, TOPICS
 from tiny_world import ALPACA, ALPACA_JUDGED, ASSISTANT, BOS, EOS, USER, prompt_files
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLDS = (1.1, 1.2, 1.5)
@@ -115,9 +117,7 @@ def measure_picks(scorer: Scorer) -> str:
         groups = [fmean(entropy(p) for w, (p, _) in found.items() if w.endswith(brace)) for brace in BRACE_PHRASES]
         every = [entropy(p) for p, _ in found.values()]
         world, top = entropy(list(pick_weights(name).values())), math.log(len(targets))
-        rows.append(
-            [name, len(wordings), top, world, *groups, min(every), max(every), min(m for _, m in found.values())]
-        )
+        rows.append([name, len(wordings), top, world, *groups, min(every), max(every), min(m for _, m in found.values())])
     head = [
         "set",
         "wordings",

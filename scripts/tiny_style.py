@@ -54,7 +54,9 @@ QUIZ: dict[str, Callable[[random.Random], Question]] = {
         "a young {x} is called {ay}.",
     ),
     "home": _table(
-        words.HOMES, ["Where does {ax} live?", "What is the home of {ax}?", "Name the home of {ax}."], "{ax} lives in {ay}."
+        words.HOMES,
+        ["Where does {ax} live?", "What is the home of {ax}?", "Name the home of {ax}."],
+        "{ax} lives in {ay}.",
     ),
     "legs": _table(
         words.LEGS, ["How many legs has {ax}?", "Count the legs of {ax}.", "How many legs does {ax} have?"],
@@ -154,7 +156,7 @@ def render(asked: Question, fmt: str | None) -> str:
 
 
 def format_case(rng: random.Random, unseen: bool = False, negated: bool | None = None) -> FormatCase:
-    """A format instruction, told to use or not to use a named format; `unseen` takes wordings that are never trained."""
+    """An instruction to use or not to use a named format; `unseen` takes wordings that are never trained."""
     asked = question(rng)
     avoid = rng.random() < 0.4 if negated is None else negated
     fmt = rng.choice(list(FORMATS))
@@ -250,9 +252,8 @@ def story_exchange(rng: random.Random) -> tuple[str, str]:
     meet = rng.choice([name for name in words.STORY_ANIMALS if name != animal])
     find = rng.choice(words.STORY_FINDS)
     text = (
-        f"Once there was {with_article(animal)} who lived near a {place}. One day the {animal} met {with_article(meet)} "
-        f"and found a {find}. "
-        f"The {animal} took the {find} {rng.choice(words.STORY_ENDS)}"
+        f"Once there was {with_article(animal)} who lived near a {place}. One day the {animal} met "
+        f"{with_article(meet)} and found a {find}. The {animal} took the {find} {rng.choice(words.STORY_ENDS)}"
     )
     return ask.format(x=with_article(animal)), text
 

@@ -104,9 +104,7 @@ def pick_weights(name: str) -> dict[str, float]:
 def pick_wordings(name: str) -> list[str]:
     """Every request for a set, frame by frame; all of them occur in pre-training."""
     things = PICK_SETS[name][0]
-    return [
-        f"{frame.format(thing=thing)} {brace}" for frame in PICK_FRAMES for thing in things for brace in BRACE_PHRASES
-    ]
+    return [f"{frame.format(thing=thing)} {brace}" for frame in PICK_FRAMES for thing in things for brace in BRACE_PHRASES]
 
 
 def pick_exchange(rng: random.Random, name: str) -> tuple[str, str]:

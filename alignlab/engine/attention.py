@@ -23,12 +23,25 @@ from transformers.masking_utils import sdpa_mask
 from alignlab.engine.batch import Batch
 
 NAME = "alignlab_segments"
+BLOCK = 256
+"""queries of a large trie that are computed together"""
 
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
 
 
-def ancestor_mask(end: Tensor, depth: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
-    """Additive mask [T, 1, W, W]: 0 where node q may see node k (k is q or an ancestor of q), ``finfo.min`` elsewhere.
+Places = slice | Tensor
+
+
+def ancestor_mask(
+    end: Tensor,
+    depth: Tensor,
+    dtype: torch.dtype,
+    window: int | None = None,
+    *,
+    queries: Places = slice(None),
+    keys: Places = slice(None),
+) -> Tensor:
+    """Additive mask [T, 1, Q, K]: 0 where node q may see node k (k is q or an ancestor of q), ``finfo.min`` elsewhere.
 
     Additive and finite on purpose: eager attention adds a boolean mask as 0 and 1, and ``-inf`` turns a fully masked row into NaN.
 
@@ -37,11 +50,14 @@ def ancestor_mask(end: Tensor, depth: Tensor, dtype: torch.dtype, window: int | 
         depth: [T, W] position of each node on its path.
         dtype: dtype of the model's attention scores.
         window: sliding window in tokens, counted along the path.
+        queries: which Q of the W places look.
+        keys: which K of the W places are looked at.
     """
     index = torch.arange(end.shape[1], device=end.device)
-    sees = (index[:, None] >= index) & (index[:, None] < end[:, None, :])
+    looks = index[queries][:, None]
+    sees = (looks >= index[keys]) & (looks < end[:, None, keys])
     if window is not None:
-        sees &= depth[:, :, None] - depth[:, None, :] < window
+        sees &= depth[:, queries, None] - depth[:, None, keys] < window
     mask = torch.zeros(sees.shape, dtype=dtype, device=end.device)
     return mask.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
@@ -102,65 +118,68 @@ def _no_mask_if_packed(*args: Any, **kwargs: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class _Group:
-    """T trees of like size, one call of the kernel; W nodes in the largest."""
+    """T trees of like size, filled up to the W nodes of the largest."""
 
-    trees: int
-    nodes: slice | Tensor
-    """the trees' nodes, [T * W]; a smaller tree repeats its last one"""
-    kept: slice | Tensor
-    """which of these [T * W] places hold a node of their own"""
     chain: bool
+    nodes: Tensor
+    """[T, W]; a smaller tree repeats its last one"""
     end: Tensor
     """[T, W] counted from the start of the tree, 0 for a repeated node"""
     depth: Tensor
     """[T, W]"""
+    blocks: tuple[tuple[Places, Places], ...]
+    """(queries, keys) among the W places: a large trie is cut, since most of its nodes do not see one another"""
 
 
 class Forest:
-    """What attention must know of a packed batch; keeps the masks for all layers."""
+    """What attention must know of a packed batch: its trees in groups of like size. Keeps the masks for all layers."""
 
     def __init__(self, batch: Batch) -> None:
-        order = sorted(batch.trees, key=lambda tree: (not tree[2], tree[1] - tree[0]))
         groups: list[list[tuple[int, int, bool]]] = []
-        for tree in order:
+        for tree in sorted(batch.trees, key=lambda tree: (not tree[2], tree[1] - tree[0])):
             size, first = tree[1] - tree[0], groups[-1][0] if groups else None
-            # A kernel call costs as much as some tokens do; longer trees would pay more for padding than they save.
+            # A kernel call costs as much as some tokens do; longer trees would pay more for filling up than they save.
             if first and tree[2] == first[2] and size <= 1.25 * (first[1] - first[0]) + 4:
                 groups[-1].append(tree)
             else:
                 groups.append([tree])
-        self.groups = [self._group(batch, trees) for trees in groups]
-        places = torch.cat([torch.arange(start, stop) for group in groups for start, stop, _ in group])
-        ordered = bool((places[1:] > places[:-1]).all())
-        self.place = None if ordered else torch.argsort(places).to(batch.end.device)
-        """[N] where each node stands among the nodes of all groups; None where in the same place"""
-        self._masks: dict[tuple[int, torch.dtype, int | None], Tensor] = {}
+        self.groups = [_group(batch, trees) for trees in groups]
+        self.order = torch.cat([group.nodes.flatten() for group in self.groups])
+        """[P] the node at each place of all groups"""
+        self.place = torch.empty_like(batch.end)
+        """[N] a place of each node"""
+        # flipped: where a node is repeated, the first of its places, which is its own, is written last
+        self.place[self.order.flip(0)] = torch.arange(len(self.order) - 1, -1, -1, device=self.order.device)
+        self._masks: dict[tuple[int, int, torch.dtype, int | None], Tensor] = {}
 
-    @staticmethod
-    def _group(batch: Batch, trees: list[tuple[int, int, bool]]) -> _Group:
-        chain = trees[0][2]
-        if len(trees) == 1:
-            start, stop, _ = trees[0]
-            nodes = slice(start, stop)
-            return _Group(1, nodes, slice(None), chain, batch.end[None, nodes] - start, batch.depth[None, nodes])
-        device = batch.end.device
-        start, size = torch.tensor([[start, stop - start] for start, stop, _ in trees]).T[:, :, None]
-        within = torch.arange(int(size.max()))
-        index, real = (start + within.minimum(size - 1)).to(device), (within < size).to(device)
-        end = torch.where(real, batch.end[index] - start.to(device), 0)
-        return _Group(len(trees), index.flatten(), real.flatten().nonzero()[:, 0], chain, end, batch.depth[index])
-
-    def mask(self, index: int, dtype: torch.dtype, window: int | None) -> Tensor | None:
-        """Mask [T, 1, W, W] of a group, or None where plain causal attention is the same."""
+    def mask(self, index: int, block: int, dtype: torch.dtype, window: int | None) -> Tensor | None:
+        """Mask [T, 1, Q, K] of a block of a group, or None where plain causal attention is the same."""
         group = self.groups[index]
         if window is not None and window >= group.end.shape[1]:
             window = None
         if group.chain and window is None:
             return None
-        key = (index, dtype, window)
+        key = (index, block, dtype, window)
         if key not in self._masks:
-            self._masks[key] = ancestor_mask(group.end, group.depth, dtype, window)
+            queries, keys = group.blocks[block]
+            self._masks[key] = ancestor_mask(group.end, group.depth, dtype, window, queries=queries, keys=keys)
         return self._masks[key]
+
+
+def _group(batch: Batch, trees: list[tuple[int, int, bool]]) -> _Group:
+    chain = trees[0][2]
+    start, size = torch.tensor([[start, stop - start] for start, stop, _ in trees], device=batch.end.device).T[:, :, None]
+    width = max(stop - start for start, stop, _ in trees)
+    within = torch.arange(width, device=batch.end.device)
+    nodes = start + within.minimum(size - 1)
+    end = torch.where(within < size, batch.end[nodes] - start, 0)
+    blocks: list[tuple[Places, Places]] = [(slice(None), slice(None))]
+    if not chain and len(trees) == 1 and width > 2 * BLOCK:
+        blocks = []
+        for first in range(0, width, BLOCK):
+            last = min(first + BLOCK, width)
+            blocks.append((slice(first, last), (end[0, :last] > first).nonzero()[:, 0]))
+    return _Group(chain, nodes, end, batch.depth[nodes], tuple(blocks))
 
 
 def segments_attention(
@@ -185,15 +204,18 @@ def segments_attention(
         raise NotImplementedError("soft-capped scores, attention sinks or a mask of the model's own")
     if forest is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    sizes = [group.nodes.numel() for group in forest.groups]
     outputs = []
-    for index, group in enumerate(forest.groups):
-        mask = forest.mask(index, query.dtype, sliding_window)
-        # [1, heads, N, D] -> [T, heads, W, D]
-        q, k, v = (x[0][:, group.nodes].unflatten(1, (group.trees, -1)).transpose(0, 1) for x in (query, key, value))
-        out, _ = sdpa_attention_forward(module, q, k, v, mask, is_causal=mask is None, **kwargs)
-        outputs.append(out.flatten(0, 1)[group.kept])
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return (joined if forest.place is None else joined[forest.place])[None], None
+    for index, parts in enumerate(zip(*(x[0][:, forest.order].split(sizes, 1) for x in (query, key, value)), strict=True)):
+        group = forest.groups[index]
+        q, k, v = (x.unflatten(1, group.nodes.shape).transpose(0, 1) for x in parts)  # [T, heads, W, D]
+        for block, (queries, keys) in enumerate(group.blocks):
+            mask = forest.mask(index, block, query.dtype, sliding_window)
+            out, _ = sdpa_attention_forward(
+                module, q[:, :, queries], k[:, :, keys], v[:, :, keys], mask, is_causal=mask is None, **kwargs
+            )
+            outputs.append(out.flatten(0, 1))  # [T * Q, heads, D]
+    return torch.cat(outputs)[forest.place][None], None
 
 
 AttentionInterface.register(NAME, segments_attention)

@@ -112,7 +112,7 @@ def test_content_that_is_no_prompt_file(content: str, message: str, tmp_path: Pa
         ({"targets": [""], "eos": False}, "w.json:4:targets[0]: is empty"),
         ({"response": ["a", "a"]}, "w.json:3:response[1]: with targets[0] it makes the same text as response[0] with targets[0]"),
         ({"response": ["a", "ab"], "targets": ["bc", "c"]}, "w.json:3:response[1]: with targets[1] it makes the same text"),
-        ({"response": ["a", "ab"], "targets": ["b", "bc"], "eos": False}, "w.json:8:targets[0]: 'ab' begins 'abb'"),
+        ({"response": ["a", "ab"], "targets": ["b", "bc"], "eos": False}, "w.json:7:targets[0]: 'ab' begins 'abb'"),
         ({"request": "\ud800"}, "w.json:2:request: holds half of a surrogate pair"),
         ({"targets": ["a", "\udfff"]}, "w.json:4:targets[1]: holds half of a surrogate pair"),
     ],

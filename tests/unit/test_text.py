@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
+from tokenizers.normalizers import Lowercase
 
 from alignlab.errors import UserError
 from alignlab.records import TargetSet
@@ -21,8 +23,6 @@ def refusal(text: TextCodec, record: TargetSet) -> str:
 
 
 def with_template(text: TextCodec, template: str) -> TextCodec:
-    import copy
-
     tokenizer = copy.deepcopy(text.tokenizer)
     tokenizer.chat_template = template
     return TextCodec(tokenizer, sorted(text.stop), text.context)
@@ -63,14 +63,16 @@ def test_an_answer_may_fill_the_context_to_its_last_place(text: TextCodec):
 
 
 def test_tokens_of_one_target_that_begin_those_of_another(text: TextCodec):
-    """Special tokens are split off, so that a text that is no beginning as a string can be one as tokens."""
-    record = replace(RECORD, targets=("a", "ab"), eos=False)  # the parser refuses it as strings; here the tokens do
-    ids = [text.tokenizer.encode(t, add_special_tokens=False) for t in record.targets]
-    if ids[1][: len(ids[0])] == ids[0]:
-        message = refusal(text, record)
-        assert message.startswith("w:targets[0]: the tokens of 'a' begin those of targets[1], 'ab'")
-        assert "Set eos to true" in message
-    assert len(text.encode(replace(record, eos=True)).answers) == 2
+    """No string begins the other, but this tokenizer does not tell capitals from small letters."""
+    tokenizer = copy.deepcopy(text.tokenizer)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    blind = TextCodec(tokenizer, sorted(text.stop), text.context)
+    record = replace(RECORD, targets=("Yes", "No way", "no"), weights=(0.2, 0.3, 0.5), eos=False)
+    message = refusal(blind, record)
+    assert message.startswith("w:targets[2]: the tokens of 'no' begin those of targets[1], 'No way'")
+    assert message.endswith("Set eos to true, or change one of them.")
+    assert len(blind.encode(replace(record, eos=True)).answers) == 3
+    assert len(text.encode(record).answers) == 3
 
 
 def test_targets_with_equal_tokens(text: TextCodec):

@@ -4,7 +4,6 @@ import importlib
 import json
 import math
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -146,9 +145,7 @@ def test_no_item_is_listed_twice():
 
 
 def test_deciding_token_is_the_first_that_departs():
-    row = tasks.JudgedRow(
-        "sort", "3 1 2", "Sort 3 1 2.", "In order: 1 3 2.", "", (tasks.Fault(10, 15, "1 2 3"),), held_out=False
-    )
+    row = tasks.JudgedRow("sort", "3 1 2", "Sort 3 1 2.", "In order: 1 3 2.", "", (tasks.Fault(10, 15, "1 2 3"),), held_out=False)
     assert row.reference == "In order: 1 2 3."
     assert tasks.deciding_tokens(row, letters) == [12]
 
@@ -225,14 +222,21 @@ def test_shipped_prompts_are_known_wordings():
         assert (flags.count(False), flags.count(True)) == counts
 
 
-def test_smoke_training_makes_a_loadable_folder(tmp_path):
+def test_smoke_training_makes_a_loadable_folder(tmp_path, monkeypatch):
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "model"
     out.mkdir()
     (out / "README.md").write_text("kept")
-    command = [sys.executable, str(ROOT / "scripts" / "make_tiny_model.py"), "--smoke", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    threads, fills = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setattr(sys, "argv", ["make_tiny_model.py", "--smoke", "--out", str(out)])
+    try:
+        importlib.import_module("make_tiny_model").main()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+        torch.set_num_threads(threads)
     assert (out / "README.md").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
