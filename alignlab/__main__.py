@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
 from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError
 from alignlab.launch import World, world
+
+if TYPE_CHECKING:
+    from alignlab.pipeline import Run
 
 
 def main() -> None:
@@ -27,13 +30,14 @@ def command(arguments: Sequence[str]) -> int:
     _quiet_libraries()
     outside = world()
     try:
-        if not outside.main:
-            return _follow(outside)
+        if not outside.main:  # what rank 0 answers by itself needs nobody to wait for it
+            asked = {"--help", "-h", "--version", "--cfg", "-c", "--info", "-i", "--hydra-help"} & set(arguments)
+            return OK if asked else _follow(outside)
         _hydra(list(arguments), outside)
         return OK
     except SystemExit as error:  # argparse, --help
         return int(error.code or 0) if not isinstance(error.code, str) else FAULT
-    except UserError as error:
+    except (UserError, StoppedError) as error:
         return _say(error, error.status, arguments)
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,7 +52,7 @@ def command(arguments: Sequence[str]) -> int:
             return _say(f"{error.filename or 'system'}: {error.strerror or error}.", MissingError.status, arguments)
         memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if memory:
-            where = "Lower hardware.tokens_per_micro, or set hardware.gradient_checkpointing=true."
+            where = "Lower hardware.tokens_per_micro or sampler.rows, or set hardware.gradient_checkpointing=true."
             return _say(
                 f"out of memory: {str(error).splitlines()[0] if str(error) else ''}\n{where}", MissingError.status, arguments
             )
@@ -57,7 +61,8 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _say(message: object, status: int, arguments: Sequence[str]) -> int:
-    if "debug.traceback=true" in arguments and sys.exc_info()[0] is not None:
+    wanted = re.compile(r"\+*debug\.traceback=(true|yes|on|1)", re.IGNORECASE)
+    if any(wanted.fullmatch(a) for a in arguments) and sys.exc_info()[0] is not None:
         traceback.print_exc()
     print(f"alignlab: {message}", file=sys.stderr)
     return status
@@ -88,17 +93,22 @@ def _hydra(arguments: list[str], outside: World) -> None:
         raise UserError("a sweep starts its own processes: run it without torchrun or accelerate launch.")
 
     failures: list[Exception] = []
+    jobs: list[tuple[list[str], Path, str | None]] = []
+    sweep = bool({"-m", "--multirun"} & set(arguments))
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def task(node: Any) -> float | None:
-        if failures and isinstance(failures[0], StoppedError):  # a signal ends a sweep, a failed run does not
-            return None
         chosen = HydraConfig.get()
         choices = {k: str(v) for k, v in chosen.runtime.choices.items() if v is not None}
         try:
-            return run_composed(without_hydra(node), choices, list(chosen.overrides.task), arguments, outside)
+            overrides = list(chosen.overrides.task)
+            run = run_composed(without_hydra(node), choices, overrides, arguments, outside)
+            jobs.append((overrides, run.folder, getattr(run.config.suite, "objective", None)))
+            return _objective(run)
         except Exception as error:  # out of Hydra's sight, which would print a line of its own
             failures.append(error)
+            if sweep:
+                print(f"alignlab: {' '.join(chosen.overrides.task)}: {error}", file=sys.stderr)
             return None
 
     # Hydra prints and exits by itself unless this is set; its refusals are ours to put into words.
@@ -110,6 +120,12 @@ def _hydra(arguments: list[str], outside: World) -> None:
         sys.argv = before[1]
         if before[0] is None:
             del os.environ["HYDRA_FULL_ERROR"]
+    if sweep and jobs:
+        from alignlab.report.sweep import write_sweep
+
+        table = write_sweep(jobs)
+        if table is not None:
+            print(f"\n{table.plain()}")
     if failures:
         raise failures[0]
 
@@ -126,10 +142,8 @@ def _parsed(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
-def run_composed(
-    node: Any, choices: dict[str, str], overrides: list[str], arguments: Sequence[str], outside: World
-) -> float | None:
-    """Check and freeze a composed configuration, then run its stages. Returns the objective of a sweep.
+def run_composed(node: Any, choices: dict[str, str], overrides: list[str], arguments: Sequence[str], outside: World) -> Run:
+    """Check and freeze a composed configuration, then run its stages.
 
     Args:
         node: the configuration without Hydra's own node; its interpolations are resolved here.
@@ -139,7 +153,7 @@ def run_composed(
         outside: the processes that a launcher started.
     """
     from alignlab.config import check
-    from alignlab.environment import write_environment
+    from alignlab.environment import log_file, write_environment
     from alignlab.pipeline import Run, execute, open_folder
     from alignlab.signals import Stop
 
@@ -155,11 +169,11 @@ def run_composed(
             outside.share(error if isinstance(error, UserError) else UserError(str(error)))
         raise
     outside.share(str(folder))
-    with _log_file(folder), Stop() as stop:
+    with log_file(folder), Stop(several=outside.size > 1) as stop:
         run = Run(folder, config, stop, outside)
         write_environment(run, choices, overrides, arguments)
         execute(run)
-    return _objective(run)
+    return run
 
 
 def _follow(outside: World) -> int:
@@ -174,34 +188,15 @@ def _follow(outside: World) -> int:
     if isinstance(folder, UserError):
         return folder.status
     try:
-        with Stop() as stop:
+        with Stop(several=True) as stop:
             execute(Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, outside))  # type: ignore[arg-type]
-    except UserError as error:
+    except (UserError, StoppedError) as error:
         return error.status
     return OK
 
 
-class _log_file:
-    """Everything that is logged, in ``log.txt`` of the run folder, while a run is under way."""
-
-    def __init__(self, folder: Path) -> None:
-        self._handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-
-    def __enter__(self) -> None:
-        logger = logging.getLogger("alignlab")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self._handler)
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if error is not None:
-            logging.getLogger("alignlab").error("%s", error)
-        logging.getLogger("alignlab").removeHandler(self._handler)
-        self._handler.close()
-
-
-def _objective(run: Any) -> float | None:
-    """What a sweeper minimises: the suite's objective after training, or None."""
+def _objective(run: Run) -> float | None:
+    """What a sweeper minimises: the suite's objective after training, or before where nothing was trained."""
     import json
 
     name = getattr(run.config.suite, "objective", None)

@@ -6,6 +6,7 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +101,19 @@ def translate(error: Exception, overrides: Sequence[str]) -> UserError:
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
         group, _, option = str(missing).rpartition("/")
-        return _no_option(group, option)
+        return _no_option(group, option) if group else UserError(f"--config-name: there is no {option}.yaml; leave it out.")
     text = " ".join(str(error).split())
     comma = re.match(r"Ambiguous value for argument '(.*?)' 1\.", text)
     if comma:
         key, _, value = comma[1].partition("=")
-        return UserError(
-            f"{comma[1]}: the comma is ambiguous. Write '{key}=[{value}]' for a list, '{key}=\"{value}\"' for a text, "
-            f"or -m {key}={value} for a run with each."
-        )
+        single = "Choose one of them" if key in groups() else f"Write '{key}=[{value}]' for a list, '{key}=\"{value}\"' for a text"
+        return UserError(f"{comma[1]}: the comma is ambiguous. {single}, or -m {key}={value} for a run with each.")
     key_there = re.search(r"already at '([^']+)'", text)
     if key_there:
         return UserError(f"{key_there[1]}: exists already; write {key_there[1]}=VALUE without the +.")
     unknown = re.search(r"[Cc]ould not (?:override|delete|append)[^']*'([^'@]+)", text)
     if unknown:
-        word = unknown[1]
+        word = getattr(error.__cause__, "full_key", None) or unknown[1]  # of KEY={a: 1}, the cause knows which one it is
         return UserError(f"{word}: no such key.{did_you_mean(word, [*groups(), *_known(overrides)])}")
     lexed = re.search(r"(mismatched input|no viable alternative|token recognition|missing EQUAL|extraneous).*", text)
     if type(error).__name__ == "OverrideParseException" or lexed:
@@ -132,13 +131,16 @@ def _reading_hint(override: str) -> str:
 
 def _known(overrides: Sequence[str]) -> list[str]:
     """Keys that exist with the groups that were chosen, and nothing else overridden."""
-    chosen = [o for o in overrides if o.split("=")[0] in groups() and "," not in o]
-    for attempt in (chosen, []):
-        try:
-            return list(all_keys(compose(attempt)[0]))
-        except UserError:
-            continue
-    return []
+    chosen = tuple(o for o in overrides if o.split("=")[0] in groups() and "," not in o)
+    return _keys_with(chosen) or _keys_with(())
+
+
+@cache
+def _keys_with(overrides: tuple[str, ...]) -> list[str]:
+    try:
+        return list(all_keys(compose(overrides)[0]))
+    except UserError:
+        return []
 
 
 _NOT_IN_NAME = re.compile(

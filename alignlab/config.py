@@ -98,7 +98,7 @@ class Train:
     lora: Lora | None
     validate_every_steps: int | None
     probe_every_steps: int | None
-    best: bool
+    best: str | None
     save_every_steps: int | None
     keep_checkpoints: int
 

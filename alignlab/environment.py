@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -29,7 +31,14 @@ PACKAGES = (
 
 
 def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[str], arguments: Sequence[str]) -> None:
-    """Write ``environment.json``."""
+    """Write ``environment.json``; once a model is trained, what it was trained on stays written there.
+
+    Every command is a line of ``log.txt``.
+    """
+    command = ["python", "-m", "alignlab", *(_without_secrets(a) for a in arguments)]
+    logging.getLogger("alignlab").info("command: %s", shlex.join(command))
+    if run.trained and run.path("environment.json").exists():
+        return
     import torch
 
     versions: dict[str, str | None] = {}
@@ -40,7 +49,7 @@ def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[
             versions[name] = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     content: dict[str, Any] = {
-        "command": ["python", "-m", "alignlab", *(_without_secrets(a) for a in arguments)],
+        "command": command,
         "choices": dict(sorted(choices.items())),
         "overrides": [_without_secrets(o) for o in overrides],
         "python": platform.python_version(),
@@ -56,7 +65,7 @@ def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[
 
 
 def _without_secrets(text: str) -> str:
-    return re.sub(r"((?:key|token|secret|password)\w*=).*", r"\1***", text) if not text.startswith("hardware.") else text
+    return re.sub(r"((?:^|[._+~-])(?:api_?key|token|secret|password)=).*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _commit() -> str | None:
@@ -70,3 +79,22 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if state.stdout.strip() else "")
+
+
+class log_file:
+    """Everything that is logged, in ``log.txt`` of the run folder, while a run is under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("alignlab")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._handler)
+
+    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
+        if error is not None:
+            logging.getLogger("alignlab").error("%s", error)
+        logging.getLogger("alignlab").removeHandler(self._handler)
+        self._handler.close()

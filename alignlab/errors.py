@@ -23,12 +23,19 @@ class MissingError(UserError):
     status = MISSING
 
 
-class StoppedError(UserError):
-    """A signal ended the run after everything was saved (exit status 128 + signal; 143 for SIGUSR1)."""
+class StoppedError(KeyboardInterrupt):
+    """A signal ended the run after everything was saved (exit status 128 + signal; 143 for SIGUSR1).
+
+    No ``Exception``, so that code which tries one thing after another does not take it for a failed try.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        """Ranks tell one another of it."""
+        return StoppedError, (str(self), self.status)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,11 @@ def processes(hardware: Hardware, outside: World) -> int:
         UserError: a launcher started another number than was asked for.
         MissingError: there are fewer GPUs than asked for.
     """
-    import torch
+    gpus = 0
+    if hardware.device != "cpu":
+        import torch
 
-    gpus = torch.cuda.device_count() if hardware.device != "cpu" else 0
+        gpus = torch.cuda.device_count()
     if hardware.device == "cuda" and gpus < (hardware.processes or 1):
         raise MissingError(
             f"hardware: asks for {hardware.processes or 1} GPU(s) and there are {gpus}. "
@@ -80,14 +83,18 @@ def train_on_ranks(folder: Path, count: int, cpu: bool) -> None:
 
     Raises:
         UserError: what the ranks raised.
-        MissingError: a rank died.
+        StoppedError: a signal came.
+        RuntimeError: a rank died.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from alignlab import worker
+    from alignlab.train.checkpoint import Checkpoints
 
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -106,14 +113,21 @@ def train_on_ranks(folder: Path, count: int, cpu: bool) -> None:
         results = elastic_launch(config, worker.train)(str(folder))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise MissingError(
+        raise RuntimeError(
             f"training: rank {rank} of {count} ended with exit code {failure.exitcode} ({failure.signal_name()}). "
             "Its last lines are above."
         ) from None
     except SignalException as error:
-        number = int(error.sigval)
-        status = 130 if number == 2 else 143
-        raise StoppedError(f"stopped by {error.sigval.name}: saved. The same command continues from there.", status) from None
+        kept = Checkpoints(folder / "checkpoints", 1).steps()
+        saved = f"step {kept[-1]} is saved in {folder / 'checkpoints'}" if kept else "no step was saved yet"
+        status = 130 if error.sigval == signal.SIGINT else 143
+        words = f"stopped by {signal.Signals(error.sigval).name}: {saved}. The same command continues from there."
+        raise StoppedError(words, status) from None
+    finally:  # the launcher leaves its own handlers behind, and the next job of a sweep has an environment of its own
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(environment)
     for outcome in results.values():
         if outcome is not None:
             kind, message, status = outcome

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alignlab.config import Model
 
 PACKAGE = "alignlab:"
 """a path with this prefix lies inside the installed package"""
@@ -14,3 +19,19 @@ def resolve(path: str) -> str:
     if path.startswith(PACKAGE):
         return str(resources.files("alignlab") / path.removeprefix(PACKAGE))
     return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def fingerprint(model: Model) -> list[str]:
+    """Names, sizes and ends of the weight files of a model and its adapter: tells changed weights without reading them whole.
+
+    A name on the hub stands for itself, with its revision.
+    """
+    found = [f"{model.path}@{model.revision}"]
+    for folder in (model.path, model.adapter):
+        for file in sorted(Path(resolve(folder)).glob("*.safetensors")) if folder else ():
+            size = file.stat().st_size
+            with file.open("rb") as content:
+                head = content.read(1 << 16)
+                content.seek(max(0, size - (1 << 16)))
+                found.append(f"{file.name} {size} {hashlib.sha256(head + content.read()).hexdigest()[:16]}")
+    return found

@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config import Config, digest
-from alignlab.errors import MissingError, UserError
-from alignlab.launch import World
+from alignlab.errors import MissingError, StoppedError, UserError
+from alignlab.launch import World, processes
+from alignlab.paths import fingerprint
 from alignlab.records import write_json, write_text
 from alignlab.signals import Stop
 from alignlab.text import TextCodec
@@ -39,12 +41,15 @@ READS: dict[str, tuple[str, ...]] = {
     "prepare": ("method", "data", "model", "seed"),
     "score": ("method", "data", "model", "seed", "score"),
     "train": ("method", "model", "train", "seed"),
-    "sample": ("method", "data", "model", "suite", "seed"),
+    "sample": ("method", "data", "model", "suite", "sampler", "seed"),
     "evaluate": ("method", "data", "model", "suite", "seed"),
     "report": ("suite",),
     "export": ("model",),
 }
 """config nodes a stage depends on"""
+
+FIRST_LINE = "# The resolved configuration of a run of alignlab."
+"""of config.yaml in a run folder: tells it from a stranger's"""
 
 CURVE = ("method", "model", "data", "train", "seed")
 """config nodes that a run folder is bound to"""
@@ -85,9 +90,11 @@ class Run:
 
     @cached_property
     def tracker(self) -> Any:
-        """The tracker, started; the same run of it after a resume."""
-        node, tracker = self.config.node, self.config.tracker
-        run_id = digest(str(self.folder.resolve()), *(node[name] for name in CURVE))
+        """The tracker, started; the same run of it after a resume, another after an overwrite."""
+        node, tracker, file = self.config.node, self.config.tracker, self.path("done", "tracker-id")
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex[:16])
+        run_id = file.read_text()
         tracker.start(self.folder, self.folder.name, run_id, OmegaConf.to_container(node, resolve=True))
         return tracker
 
@@ -114,12 +121,15 @@ class Run:
 
     def digest(self, stage: str) -> str:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""
-        nodes = [self.config.node[name] for name in READS[stage]]
+        nodes: list[Any] = [OmegaConf.to_container(self.config.node[n], resolve=True) for n in READS[stage] if n != "seed"]
+        nodes = [{k: v for k, v in node.items() if k != "rows"} for node in nodes]  # the sampler's width changes no sample
+        if "model" in READS[stage]:
+            nodes.append(fingerprint(self.config.model))
         content = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
         if stage in ("score", "sample", "evaluate"):
             before.append(self.marker("train").get("digest"))
-        return digest(stage, *nodes, content, before)
+        return digest(stage, *nodes, self.config.seed, content, before)
 
     def marker(self, stage: str) -> dict[str, Any]:
         """What a finished stage left behind; empty where it has not finished."""
@@ -145,6 +155,8 @@ def execute(run: Run) -> None:
     Raises:
         UserError: a stage lacks the files of one that was never run, or what the stage itself raises.
     """
+    if "train" in run.config.stages:
+        processes(run.config.hardware, run.world)  # what cannot be had is said before anything is done
     failed = True
     try:
         for stage in run.config.stages:
@@ -161,11 +173,11 @@ def execute(run: Run) -> None:
 
 def _run_on_main(run: Run, stage: str) -> None:
     """A stage of one process among several: the others wait, and end with it if it fails."""
-    failure: UserError | None = None
+    failure: UserError | StoppedError | None = None
     if run.world.main:
         try:
             _run_stage(run, stage)
-        except UserError as error:
+        except (UserError, StoppedError) as error:
             failure = error
         except Exception as error:
             run.world.share(UserError(str(error)))
@@ -207,7 +219,10 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
         MissingError: it cannot be written.
     """
     frozen = folder / "config.yaml"
-    if overwrite and frozen.exists():
+    ours = frozen.is_file() and frozen.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)
+    if frozen.exists() and not ours:
+        raise UserError(f"run_dir: {folder} has a config.yaml that alignlab did not write. Choose another run_dir.")
+    if overwrite and ours:
         shutil.rmtree(folder)
     if frozen.exists():
         there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
@@ -224,7 +239,7 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
         raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(frozen, "# The resolved configuration of this run.\n" + OmegaConf.to_yaml(config.node, resolve=True))
+        write_text(frozen, FIRST_LINE + "\n" + OmegaConf.to_yaml(config.node, resolve=True))
     except OSError as error:
         raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
 

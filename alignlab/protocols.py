@@ -61,10 +61,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Request:
-    """How a prompt is put to the model: chat messages, and text that the answer must begin with."""
+    """How a prompt is put to the model."""
 
     messages: Sequence[Mapping[str, str]]
-    prefix: str = ""
+    """chat messages"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,6 @@ class Source(Protocol):
     """Where records come from. ``yields`` is checked against what the method accepts before anything is loaded."""
 
     yields: ClassVar[type[Record]]
-    path: str | None
 
     def training(self) -> Iterator[Record]:
         """Records to train on, in a fixed order."""
@@ -171,9 +170,9 @@ class Suite(Protocol):
         """How to sample (:class:`alignlab.generate.hf.Decoding`)."""
 
     def evaluate(
-        self, source: Source, samples: Mapping[str, Sequence[str]], scorer: Scorer, text: TextCodec, seed: int
+        self, source: Source, samples: Mapping[str, Sequence[str]], scorer: Scorer, text: TextCodec, seed: int, capacity: int
     ) -> tuple[dict[str, Value], dict[str, Any]]:
-        """Metrics by name, and details for plots by prompt name, of one model."""
+        """Metrics by name, and details for plots by prompt name, of one model; ``capacity`` tree nodes at a time."""
 
     def summary(self, results: Mapping[str, Any], details: Mapping[str, Any]) -> Any:
         """The headline table (:class:`alignlab.report.document.Table`) of ``results.json``."""

@@ -16,10 +16,16 @@ _STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
 class Stop:
-    """Installed while a run is under way. A second signal ends the process at once."""
+    """Installed while a run is under way. A second signal ends the process at once.
 
-    def __init__(self) -> None:
+    Args:
+        several: whether this is one of several ranks. The terminal and the launcher both tell each of them, so that the second
+            signal is the first one again, and is passed over.
+    """
+
+    def __init__(self, several: bool = False) -> None:
         self.signal: int = 0
+        self._several = several
         self._deferred = False
         self._before: dict[int, Any] = {}
 
@@ -34,6 +40,8 @@ class Stop:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal:
+            if self._several:
+                return
             os._exit(_STATUS[signal.Signals(number)])
         self.signal = number
         if not self._deferred:

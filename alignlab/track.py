@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import MissingError
-from alignlab.records import read_jsonl, write_jsonl
+from alignlab.records import write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,22 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [row for row in read_jsonl(path) if row["step"] <= step] if path.exists() else []
-        write_jsonl(path, kept)
+        write_jsonl(path, (row for row in self._whole(path) if row["step"] <= step))
         self._file = path.open("a", encoding="utf-8")
 
+    @staticmethod
+    def _whole(path: Path) -> Iterator[dict[str, Any]]:
+        """Lines up to the one that a crash cut off."""
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a line."""
-        self._file.write(json.dumps(row) + "\n")
+        """Append a line; what is not finite (an overflow that fp16's scaler skips) is null, since JSON has no word for it."""
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -110,12 +120,14 @@ class Wandb:
 
     def summary(self, figures: Mapping[str, float], files: Sequence[str]) -> None:
         """Mirror the results and the plots."""
-        import wandb
+        try:
+            if self._run is not None:
+                import wandb
 
-        if self._run is not None:
-            self._run.summary.update(dict(figures))
-        for path in files:
-            self._safely("log", {Path(path).stem: wandb.Image(path)})
+                self._run.summary.update(dict(figures))
+                self._run.log({Path(path).stem: wandb.Image(path) for path in files})
+        except Exception as error:
+            log.warning("wandb fails (%s); the run goes on without it.", error)
 
     def finish(self, failed: bool) -> None:
         """Close."""

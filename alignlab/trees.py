@@ -215,3 +215,10 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if free > length:
             insort(rooms, (free - length, into))
     return [sorted(b) for b in bins]
+
+
+def within(rows: Sequence[Row], capacity: int) -> list[list[Row]]:
+    """Rows as they are where they fit the capacity together, else one after the other, cut where they may be."""
+    if sum(len(row.tokens) for row in rows) <= capacity:
+        return [list(rows)]
+    return [[piece] for row in rows for piece in (split(row, capacity) if row.splittable else [row])]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+Outcome = tuple[str, str, int]
+"""class of what was raised, its message, exit status"""
 
-def train(folder: str) -> tuple[str, str, int] | None:
-    """The train stage. A refusal comes back as (class, message, status), so that the parent says it once."""
+
+def train(folder: str) -> Outcome | None:
+    """The train stage. What it raises for the person comes back, so that the parent says it once."""
     from alignlab.config import check
-    from alignlab.errors import UserError
+    from alignlab.environment import log_file
+    from alignlab.errors import StoppedError, UserError
     from alignlab.launch import World
     from alignlab.pipeline import Run
     from alignlab.signals import Stop
     from alignlab.stages import train as stage
 
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    with Stop() as stop:
+    failed: Outcome | None = None
+    with log_file(Path(folder)) if world.main else nullcontext(), Stop(several=True) as stop:
         run = Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, world)  # type: ignore[arg-type]
         try:
             stage.train(run)
-        except UserError as error:
-            run.close(failed=True)
-            return type(error).__name__, str(error), error.status
-        run.close(failed=False)
-    return None
+        except (UserError, StoppedError) as error:
+            failed = type(error).__name__, str(error), error.status
+        finally:
+            run.close(failed=failed is not None)
+    return failed

@@ -77,7 +77,16 @@ def main() -> None:
         width = max(map(len, answers))
         ratios.append(slow / quick)
         rows.append(
-            [count, count * (PROMPT + width), len(batch), nodes, f"{slow:.3f}", f"{quick:.3f}", f"{slow / quick:.1f}", f"{difference:.0e}"]
+            [
+                count,
+                count * (PROMPT + width),
+                len(batch),
+                nodes,
+                f"{slow:.3f}",
+                f"{quick:.3f}",
+                f"{slow / quick:.1f}",
+                f"{difference:.0e}",
+            ]
         )
     header = ["targets", "tokens, plain", "tokens, trie", "distinct nodes", "plain, s", "trie, s", "ratio", "loss differs by"]
     print(table(header, rows))

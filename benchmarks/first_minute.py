@@ -1,6 +1,6 @@
 """The first minute of a newcomer: how long ``--help`` takes, when the first training step is done, how long the whole demo takes.
 
-    python -m benchmarks.first_minute [--rounds 3]
+python -m benchmarks.first_minute [--rounds 3]
 """
 
 from __future__ import annotations

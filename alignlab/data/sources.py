@@ -30,7 +30,7 @@ class PromptFiles:
     validation: Any
 
     def __post_init__(self) -> None:
-        if self.path is None and self.train is None and self.test is None:
+        if self.path == "" or (self.path is None and self.train is None and self.test is None):
             raise ValueError("path: give a prompt file or a folder of them, or data.train and data.test")
         share = isinstance(self.validation, float) and 0 < self.validation < 1
         if not (self.validation is None or share or isinstance(self.validation, str)):
@@ -79,10 +79,10 @@ class PromptFiles:
         return [Prompt(record.name, record.request) for record in self.testing()]
 
     def digest(self) -> str:
-        """Digest of names and contents of all the files.
+        """Digest of names and contents of all the files, which are checked on the way: a run begins with it.
 
         Raises:
-            UserError: there are none, or one cannot be read.
+            UserError: there are none, or one is no prompt file.
         """
         return self._digest
 
@@ -94,6 +94,7 @@ class PromptFiles:
                 content = file.read_bytes()
             except OSError as error:
                 raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
+            self._parse(file)
             whole.update(name.encode(errors="surrogateescape") + b"\0" + content + b"\0")
         return whole.hexdigest()[:16]
 

@@ -6,19 +6,21 @@ The scorer is the module that the loop prepares for data-parallel training: body
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignlab.engine.attention import NAME, Forest, model_masks, packed, short_windows, unknown_window
+from alignlab.engine.attention import NAME, Forest, model_masks, packed, score_dtype, short_windows, unknown_window
 from alignlab.engine.batch import Batch, collate
 from alignlab.engine.chunked import chunked_logprobs, edge_logprobs
 from alignlab.errors import UserError
 from alignlab.protocols import Row
-from alignlab.trees import TreeBuilder
+from alignlab.trees import TreeBuilder, split
 
 log = logging.getLogger(__name__)
 
@@ -88,23 +90,18 @@ class Scorer(nn.Module):
         inputs: dict[str, Any] = {
             "input_ids": batch.tokens[None],
             "position_ids": batch.depth[None],
-            "use_cache": False,  # with a cache, transformers does not notice packing
+            "use_cache": False,
         }
         if self.backend == "segments":
             inputs["forest"] = Forest(batch)
         else:
-            inputs["attention_mask"] = model_masks(self.config, batch, self._score_dtype())
+            inputs["attention_mask"] = model_masks(self.config, batch, score_dtype(self.base.device, self.base.dtype))
         return inputs, torch.arange(len(batch), device=batch.tokens.device)
 
     def _attend(self, attention: str) -> None:
         """Switch the model's attention, unless it is in place: another scorer of the same model may have changed it."""
         if self.base.config._attn_implementation != attention:
             self.base.set_attn_implementation(attention)
-
-    def _score_dtype(self) -> torch.dtype:
-        if torch.is_autocast_enabled(self.base.device.type):
-            return torch.get_autocast_dtype(self.base.device.type)
-        return self.base.dtype
 
     def _project(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, H] to logits [n, V], through the head as a module: it may carry an adapter.
@@ -215,3 +212,20 @@ def _probe(vocabulary: int, shift: int) -> Batch:
         builder.edge(node, draw(1)[0])
     tokens, parent, source, target, _ = builder.arrays()
     return collate([Row(0, 1.0, tokens, parent, source, target)])
+
+
+@torch.no_grad()
+def edge_logprobs_of(scorer: Scorer, rows: Sequence[Row], capacity: int) -> list[Tensor]:
+    """Log-probabilities of the edges of each row, [E] each, without gradient; a row beyond the capacity is cut where it may be."""
+    device = scorer.base.device
+    if sum(len(row.tokens) for row in rows) <= capacity:
+        batch = collate(rows).to(device)
+        return list(scorer(batch).split([len(row.source) for row in rows]))
+    results = []
+    for row in rows:
+        numbered = replace(row, columns={"edge": np.arange(len(row.source))})
+        pieces = split(numbered, capacity) if row.splittable else [numbered]
+        logp = torch.cat([scorer(collate([piece]).to(device)) for piece in pieces])
+        edge = torch.from_numpy(np.concatenate([piece.columns["edge"] for piece in pieces])).to(device)
+        results.append(torch.empty_like(logp).scatter(0, edge, logp))
+    return results

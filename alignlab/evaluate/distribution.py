@@ -18,7 +18,7 @@ from alignlab.records import TargetSet
 from alignlab.report.document import Image, Table
 from alignlab.seeds import generator
 from alignlab.text import TextCodec
-from alignlab.trees import split, trie
+from alignlab.trees import trie
 
 if TYPE_CHECKING:
     from alignlab.engine.scorer import Scorer
@@ -40,6 +40,7 @@ class Distribution:
     top_k: int
     max_new_tokens: int
     bootstrap: int
+    objective: str
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 1)
@@ -51,7 +52,7 @@ class Distribution:
         return Decoding(self.temperature, self.top_p, self.top_k, self.max_new_tokens)
 
     def evaluate(
-        self, source: Source, samples: Mapping[str, Sequence[str]], scorer: Scorer, text: TextCodec, seed: int
+        self, source: Source, samples: Mapping[str, Sequence[str]], scorer: Scorer, text: TextCodec, seed: int, capacity: int
     ) -> tuple[dict[str, Value], dict[str, Any]]:
         """Metrics by name, and per prompt what its chart shows."""
         trained = {record.name for record in source.training()}  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ class Distribution:
             found: dict[str, Value] = {}
             detail: dict[str, Any] = {"request": record.request, "trained": name in trained}
             if record.targets:
-                logp = target_logprobs(record, scorer, text)
+                logp = target_logprobs(record, scorer, text, capacity)
                 found.update(exact_metrics(np.array(record.weights), logp))
                 detail |= {"targets": list(record.targets), "weights": list(record.weights), "exact": np.exp(logp).tolist()}
             if samples.get(name):
@@ -92,19 +93,19 @@ class Distribution:
         first = next(iter(details.values()))
         groups = {"": list(first), ":trained": [n for n, d in first.items() if d["trained"]]}
         groups[":held-out"] = [n for n in first if n not in groups[":trained"]]
-        named = {"": "all prompts", ":trained": "trained", ":held-out": "held out"}
+        named = {"": "", ":trained": ", trained", ":held-out": ", held out"}
         if not (groups[":trained"] and groups[":held-out"]):
             del groups[":trained"], groups[":held-out"]
         else:
             del groups[""]
         rows = []
-        for metric, unit in HEADLINE.items():
+        for metric in HEADLINE:
             for suffix, names in groups.items():
                 found = results.get(metric + suffix)
                 if found:
                     cells = [_cell(found.get(which)) for which in ("before", "after")]
-                    rows.append([f"{metric} ({named[suffix]}){unit}", *cells, _ideal(metric, [first[n] for n in names])])
-        return Table(["", "before", "after", "target"], rows, "Means over prompts, with 95 % intervals of what is sampled.")
+                    rows.append([metric + named[suffix], *cells, _ideal(metric, [first[n] for n in names])])
+        return Table(["", "before", "after", "target"], rows, CAPTION)
 
     def charts(self, details: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> list[Image | Table]:
         """A chart per prompt with targets, and the likeliest completions of one without."""
@@ -112,30 +113,25 @@ class Distribution:
         blocks: list[Image | Table] = []
         for name, detail in first.items():
             if "targets" in detail:
-                blocks.append(_chart(name, details, results, folder / f"{name.replace('/', '__')}.png"))
+                blocks.append(_chart(name, details, results, folder / f"prompt-{name.replace('/', '__')}.png"))
             elif "most_frequent" in detail:
                 rows = [[text[:60], *(_share(details[m][name], text) for m in details)] for text, _ in detail["most_frequent"]]
                 blocks.append(Table([f"{name}: likeliest before", *details], rows, detail["request"]))
         return blocks
 
 
-HEADLINE = {
-    "sampled_entropy": ", nats",
-    "entropy": ", nats",
-    "kl": ", nats",
-    "total_variation": "",
-    "mass": "",
-    "valid": "",
-    "coverage": "",
-}
-"""metric -> unit, in the order of the summary"""
+HEADLINE = ("sampled_entropy", "entropy", "kl", "total_variation", "mass", "valid", "coverage")
+"""metrics in the order of the summary"""
+
+CAPTION = "Means over prompts; entropies and KL in nats; what is sampled with its 95 % interval."
 
 
 def _cell(value: Mapping[str, float] | None) -> str:
     if value is None:
         return "-"
-    half = (value["high"] - value["low"]) / 2
-    return f"{value['value']:.3f} ± {half:.3f}" if half else f"{value['value']:.4f}"
+    if value["low"] == value["high"]:
+        return f"{value['value']:.4f}"
+    return "{:.4g} [{:.4g}, {:.4g}]".format(value["value"], value["low"], value["high"])
 
 
 def _share(detail: Mapping[str, Any], text: str) -> str:
@@ -173,21 +169,17 @@ def _chart(name: str, details: Mapping[str, Any], results: Mapping[str, Any], pa
     return Image(path, f"Probability of each of {len(detail['targets'])} targets. {note}.")
 
 
-def target_logprobs(record: TargetSet, scorer: Scorer, text: TextCodec, capacity: int = 4096) -> np.ndarray:
-    """Log-probability that the model gives each target, summed over the response prefixes, [targets], float64."""
-    import torch
+def target_logprobs(record: TargetSet, scorer: Scorer, text: TextCodec, capacity: int) -> np.ndarray:
+    """Log-probability that the model gives each target, summed over the response prefixes, [targets], float64.
 
-    from alignlab.engine.batch import collate
+    No more than ``capacity`` tree nodes are computed at a time.
+    """
+    from alignlab.engine.scorer import edge_logprobs_of
 
     encoded = text.encode(record)
     tree = trie(encoded.prompt, [answer for variants in encoded.answers for answer in variants])
-    index = {"edge": np.arange(len(tree.source))}
-    row = Row(0, 1.0, tree.tokens, tree.parent, tree.source, tree.target, index)
-    logp = np.empty(len(tree.source))
-    device = next(scorer.parameters()).device
-    with torch.no_grad():
-        for piece in split(row, capacity):
-            logp[piece.columns["edge"]] = scorer(collate([piece]).to(device)).double().cpu().numpy()
+    row = Row(0, 1.0, tree.tokens, tree.parent, tree.source, tree.target, splittable=True)
+    logp = edge_logprobs_of(scorer, [row], capacity)[0].double().cpu().numpy()
     return np.logaddexp.reduce(tree.gather(logp).reshape(len(record.targets), len(record.responses)), axis=1)
 
 

@@ -6,7 +6,8 @@ each draws from it with its own random numbers. A model with few likely answers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,6 @@ class HfSampler:
         *,
         n: int,
         seed: int,
-        check: Callable[[], None] = lambda: None,
     ) -> list[Completion]:
         """Draw ``n`` completions of a prompt.
 
@@ -97,7 +97,6 @@ class HfSampler:
             decoding: how to draw.
             n: number of samples.
             seed: of this prompt's samples.
-            check: called before each token; may raise to end the sampling.
         """
         import torch
         from transformers import DynamicCache
@@ -105,15 +104,17 @@ class HfSampler:
         steps = decoding.max_new_tokens
         uniform = np.stack([np.random.Generator(np.random.Philox(derive(seed, i))).random(steps) for i in range(n)])
         tokens = np.full((n, steps), -1, np.int64)
-        with torch.no_grad():
-            ids = torch.tensor([list(prompt)], device=model.device)
-            cache = DynamicCache(config=model.config)
-            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            pending = [_Front(np.arange(n), np.zeros(n, np.int64), logits, cache, ids)]
-            while pending:
-                check()
-                front = pending.pop()
-                pending.extend(_advance(model, front, decoding, uniform, tokens, frozenset(stop), self.rows))
+        ids = torch.tensor([list(prompt)], device=model.device)
+        start = _Front(np.arange(n), np.zeros(n, np.int64), 0, ids, DynamicCache(config=model.config), None)
+        pending = [start]
+        while pending:  # depth first: few fronts, and so few caches, wait at a time
+            front = pending.pop()
+            with torch.no_grad():
+                logits = _logits(model, front)
+            drawn = _draw(front, logits, decoding, uniform[front.samples, front.position])
+            tokens[front.samples, front.position] = drawn
+            if front.position + 1 < steps:
+                pending.extend(_continue(front, drawn, np.isin(drawn, list(stop)), self.rows))
         ended = np.isin(tokens, list(stop))
         stopped = np.array(ended.any(1))
         lengths: np.ndarray = np.where(stopped, ended.argmax(1) + 1, steps)
@@ -125,72 +126,60 @@ class HfSampler:
 
 @dataclass
 class _Front:
-    """Prefixes that are computed together. U prefixes, S samples."""
+    """Distinct prefixes of one length, to be computed together. U prefixes, S samples."""
 
     samples: np.ndarray
     """[S] which samples"""
     prefix: np.ndarray
     """[S] the row of each"""
-    logits: Tensor
-    """[U, V] of the next token"""
-    cache: DynamicCache
+    position: int
+    """of the token to draw, from 0"""
     ids: Tensor
     """[U, T] prompt and what was drawn so far"""
+    cache: DynamicCache
+    """of the prefixes that these continue by a token; shared with other fronts, never changed"""
+    origin: Tensor | None
+    """[U] the row of the cache that each continues; None for the prompt, of which nothing is computed yet"""
 
 
-def _advance(
-    model: Any, front: _Front, decoding: Decoding, uniform: np.ndarray, tokens: np.ndarray, stop: frozenset[int], limit: int
-) -> list[_Front]:
-    """Draw the next token of every sample, then compute each new distinct prefix once. A front too wide is cut in two."""
+def _logits(model: Any, front: _Front) -> Tensor:
+    """Next-token logits of each prefix, [U, V]; the front's cache becomes its own."""
     import torch
 
-    position = front.ids.shape[1] - _prompt_length(tokens, front)
-    drawn = _draw(front, decoding, uniform[front.samples, position])
-    tokens[front.samples, position] = drawn
-    alive = ~np.isin(drawn, list(stop))
-    if position + 1 == tokens.shape[1] or not alive.any():
+    if front.origin is None:
+        return model(input_ids=front.ids, past_key_values=front.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    cache = copy.copy(front.cache)
+    cache.layers = [copy.copy(layer) for layer in front.cache.layers]
+    cache.batch_select_indices(front.origin)
+    front.cache = cache
+    past = front.ids.shape[1] - 1
+    place = torch.full((len(front.ids), 1), past, device=front.ids.device)
+    return model(input_ids=front.ids[:, -1:], position_ids=place, past_key_values=cache, use_cache=True).logits[:, -1]
+
+
+def _continue(front: _Front, drawn: np.ndarray, ended: np.ndarray, limit: int) -> list[_Front]:
+    """The new distinct prefixes, at most ``limit`` in a front."""
+    import torch
+
+    if ended.all():
         return []
-    pairs, row = np.unique(np.stack([front.prefix[alive], drawn[alive]]), axis=1, return_inverse=True)
-    row, samples = row.reshape(-1), front.samples[alive]
-    fronts = []
-    count = pairs.shape[1]
-    for first in range(0, count, limit):
-        last = min(first + limit, count)
-        mine = (row >= first) & (row < last)
-        origin = torch.from_numpy(pairs[0, first:last]).to(front.ids.device)
-        token = torch.from_numpy(pairs[1, first:last]).to(front.ids.device)
-        cache = front.cache if last == count else _copy(front.cache)
-        cache.batch_select_indices(origin)
+    pairs, row = np.unique(np.stack([front.prefix[~ended], drawn[~ended]]), axis=1, return_inverse=True)
+    row, samples, fronts = row.reshape(-1), front.samples[~ended], []
+    for first in range(0, pairs.shape[1], limit):
+        mine = (row >= first) & (row < first + limit)
+        origin, token = torch.from_numpy(pairs[:, first : first + limit]).to(front.ids.device)
         ids = torch.cat([front.ids[origin], token[:, None]], dim=1)
-        past = ids.shape[1] - 1
-        output = model(
-            input_ids=token[:, None],
-            position_ids=torch.full((len(token), 1), past, device=ids.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        fronts.append(_Front(samples[mine], row[mine] - first, output.logits[:, -1], cache, ids))
+        fronts.append(_Front(samples[mine], row[mine] - first, front.position + 1, ids, front.cache, origin))
     return fronts
 
 
-def _prompt_length(tokens: np.ndarray, front: _Front) -> int:
-    done = int((tokens[front.samples[0]] >= 0).sum())
-    return front.ids.shape[1] - done
-
-
-def _copy(cache: DynamicCache) -> DynamicCache:
-    import copy
-
-    return copy.deepcopy(cache)
-
-
-def _draw(front: _Front, decoding: Decoding, uniform: np.ndarray) -> np.ndarray:
+def _draw(front: _Front, logits: Tensor, decoding: Decoding, uniform: np.ndarray) -> np.ndarray:
     """One token per sample, by inverting the cumulative distribution of its prefix, in float64."""
     import torch
 
     if decoding.temperature == 0:
-        return front.logits.argmax(-1).cpu().numpy()[front.prefix]
-    scores = decoding.processors()(front.ids, front.logits.float())  # type: ignore[arg-type]
+        return logits.argmax(-1).cpu().numpy()[front.prefix]
+    scores = decoding.processors()(front.ids, logits.float())  # type: ignore[arg-type]
     out = np.empty(len(front.prefix), np.int64)
     for first in range(0, len(scores), 64):  # float64 for a few rows at a time: vocabularies are large
         cumulative = torch.softmax(scores[first : first + 64].double(), dim=-1).cumsum(-1).cpu().numpy()

@@ -43,16 +43,18 @@ class Diffuse(MethodDefaults):
         """A row per prompt, with every (target, response prefix) in its trie.
 
         Columns: ``weight`` of an edge; ``choice``, on the edge that ends target t with prefix k of K, t * K + k, else -1;
-        ``prefixes``, K; ``floor``, the target's share of the entropy on its last edge.
+        ``prefixes``, K; on the edge that ends a target, its share of ``entropy``, that of the weights, and of ``floor``, the least
+        that the loss can be: entropy + ln K, since a model cannot know which prefix is drawn.
         """
         for group, record in enumerate(records):
             assert isinstance(record, TargetSet)
             yield _row(record, text, group, record.responses)
 
     def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
-        """A row per response prefix."""
+        """A row per response prefix; none for a prompt without targets."""
         assert isinstance(record, TargetSet)
-        for prefix in record.responses:
+        text.encode(record)
+        for prefix in record.responses if record.targets else ():
             yield _row(record, text, 0, (prefix,))
 
     def vary(self, row: Row, random: np.random.Generator) -> Row:
@@ -66,21 +68,23 @@ class Diffuse(MethodDefaults):
         chosen = ends[choice[ends] % count == drawn[choice[ends] // count]]
         share = np.zeros(len(choice))
         share[chosen] = row.columns["weight"][chosen] * count
-        floor = np.zeros(len(choice))
-        floor[chosen] = row.columns["floor"][chosen] * count
+        kept = np.zeros(len(choice))
+        kept[chosen] = count
         weight = _sum_over_descendants(row, share)
-        columns = {**row.columns, "weight": weight, "floor": floor}
+        columns = {**row.columns, "weight": weight, **{name: row.columns[name] * kept for name in ("entropy", "floor")}}
         return prune(replace(row, columns=columns), weight > 0)
 
     def loss(self, logp: torch.Tensor, batch: Batch) -> Loss:
-        """Minus the weighted sum; ``floor`` is the entropy of the weights, ``kl`` what is above it."""
-        weight, floor = batch.columns["weight"].to(logp.dtype), batch.columns["floor"].sum()
+        """Minus the weighted sum; ``kl`` is what is above the floor."""
+        weight = batch.columns["weight"].to(logp.dtype)
+        entropy, floor = (batch.columns[name].sum() for name in ("entropy", "floor"))
         total = -(weight * logp).sum()
-        return Loss(total, {"floor": (floor, batch.mass), "kl": (total.detach().double() - floor, batch.mass)})
+        above = total.detach().double() - floor
+        return Loss(total, {"entropy": (entropy, batch.mass), "floor": (floor, batch.mass), "kl": (above, batch.mass)})
 
     def finished(self, epoch: Mapping[str, float]) -> bool:
         """Whether the pass's loss is within a factor (1 + gamma) of the entropy of the weights."""
-        return self.early_stop and epoch["loss"] <= epoch["floor"] * (1 + self.gamma)
+        return self.early_stop and epoch["loss"] <= epoch["entropy"] * (1 + self.gamma)
 
 
 def _row(record: TargetSet, text: TextCodec, group: int, prefixes: tuple[str, ...]) -> Row:
@@ -97,10 +101,12 @@ def _row(record: TargetSet, text: TextCodec, group: int, prefixes: tuple[str, ..
     choice = np.full(len(tree.source), -1, np.int64)
     choice[tree.leaf] = np.arange(len(weights))
     target_weight = np.repeat(np.array(record.weights), count)
-    floor = np.zeros(len(tree.source))
-    floor[tree.leaf] = -weights * np.log(np.where(target_weight > 0, target_weight, 1.0))
+    entropy, floor = np.zeros(len(tree.source)), np.zeros(len(tree.source))
+    entropy[tree.leaf] = -weights * np.log(np.where(target_weight > 0, target_weight, 1.0))
+    floor[tree.leaf] = entropy[tree.leaf] + weights * np.log(count)
     columns = {
         "weight": tree.weigh(weights),
+        "entropy": entropy,
         "floor": floor,
         "choice": choice,
         "prefixes": np.full(len(choice), count, np.int64),

@@ -45,7 +45,7 @@ def _locate(path: str, revision: str | None, where: str) -> str:
         raise UserError(f"{where}: {path} is neither a folder nor a name on the hub: {_first_line(error)}") from None
 
 
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_WANTED = ["*.py", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
 def _fetch(name: str, revision: str | None, where: str) -> str:

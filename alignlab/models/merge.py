@@ -15,17 +15,17 @@ def merged(model: Any, text: TextCodec) -> Any:
     """The base model with the adapter of a PEFT model folded in.
 
     Raises:
-        UserError: the merged model's logits differ from the adapted one's by more than rounding.
+        UserError: merging moves more of the next-token probability than rounding does: 0.1 %, or 5 % where weights have 16 bits.
     """
     ids = torch.tensor([text.prompt([{"role": "user", "content": "Is this the same model?"}])], device=model.device)
-    before = model(input_ids=ids).logits.float()
+    before = model(input_ids=ids).logits.float().softmax(-1)
     single = model.merge_and_unload()
-    after = single(input_ids=ids).logits.float()
-    difference, scale = float((after - before).abs().max()), float(before.abs().max())
-    # Folding rounds once per weight in the dtype of storage.
-    if difference > 50 * torch.finfo(single.dtype).eps * max(1.0, scale):
+    after = single(input_ids=ids).logits.float().softmax(-1)
+    difference = float((after - before).abs().sum(-1).max()) / 2
+    # Folding rounds each weight once in the dtype of storage.
+    if difference > (1e-3 if single.dtype.itemsize > 2 else 0.05):
         raise UserError(
-            f"export: merging changes the logits by {difference:.3g} (largest logit {scale:.3g}): "
+            f"export: merging moves {difference:.1%} of the next-token probability: "
             "this adapter does not survive a merge.\n"
             "Serve adapter/ with peft instead."
         )

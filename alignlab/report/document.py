@@ -109,7 +109,8 @@ def webpage(title: str, blocks: Sequence[Block]) -> str:
                 body.append(f"<p><img src='data:image/png;base64,{data}' alt='{html.escape(alt, quote=True)}'></p>")
             case Table(header, rows, caption):
                 body.append(_html_table(header, rows, caption))
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'><title>{html.escape(title)}</title>"
+    head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
+    head += f"<title>{html.escape(title)}</title>"
     return (
         f"<!doctype html>\n<html lang='en'><head>{head}<style>{_STYLE}</style></head><body><main>\n"
         + "\n".join(body)

@@ -80,3 +80,15 @@ def distribution(
     axes.set_title("\n".join([*textwrap.wrap(title, 80)[:3], note]), fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)
+
+
+def comparison(names: Sequence[str], values: Sequence[Mapping[str, float]], metric: str, path: Path) -> Path:
+    """One metric of several runs, with its interval."""
+    figure, axes = _figure(7, 0.4 * len(names) + 1.2)
+    middle = [v["value"] for v in values]
+    reach = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
+    axes.errorbar(middle, range(len(names)), xerr=reach, fmt="o", color=AFTER, capsize=3)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{metric}, after training")
+    return _save(figure, path)

@@ -21,7 +21,9 @@ def evaluate(run: Run) -> list[str]:
     details: dict[str, dict[str, Any]] = {}
     for which in run.models():
         scorer = Scorer(run.load(which), config.hardware.backend, config.hardware.logits_mib)
-        metrics, detail = config.suite.evaluate(config.data, samples[which], scorer, run.text, config.seed)
+        metrics, detail = config.suite.evaluate(
+            config.data, samples[which], scorer, run.text, config.seed, config.hardware.tokens_per_micro
+        )
         details[which] = detail
         for name, value in metrics.items():
             results.setdefault(name, {})[which] = asdict(value)

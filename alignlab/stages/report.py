@@ -29,7 +29,7 @@ def report(run: Run) -> list[str]:
         image = plots.curve(metrics, run.path("plots", "training.png"))
         last = metrics[-1]
         floor = f"; its floor is {last['floor']:.4f}" if "floor" in last else ""
-        words = f"Loss fell from {metrics[0]['loss']:.4f} to {last['loss']:.4f} in {len(metrics)} steps{floor}."
+        words = f"Loss {metrics[0]['loss']:.4f} at the first step, {last['loss']:.4f} at the last of {len(metrics)}{floor}."
         blocks += [Heading("Training"), Text(words), Image(image, f"Loss against optimizer steps. {words}")]
     blocks += [Heading("Prompts"), *charts]
     blocks += _closing(run, environment)

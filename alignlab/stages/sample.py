@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from alignlab.pipeline import Run
 from alignlab.records import Sample, write_jsonl
@@ -28,8 +29,10 @@ def _samples(run: Run, display: Display) -> Iterator[Sample]:
             request = config.method.request(prompt)
             ids = text.prompt(request.messages)
             # the same random numbers before and after: what differs is the model
+            room = text.context - len(ids)
+            limited = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             seed = derive(config.seed, "sample", prompt.name)
-            drawn = config.sampler.sample(model, ids, sorted(text.stop), decoding, n=config.suite.samples, seed=seed)
+            drawn = config.sampler.sample(model, ids, sorted(text.stop), limited, n=config.suite.samples, seed=seed)
             for number, completion in enumerate(drawn):
                 yield Sample(which, prompt.name, number, text.decode(completion.tokens), completion.finish)
             done += 1

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from alignlab.engine.batch import collate
-from alignlab.engine.scorer import Scorer
+from alignlab.engine.scorer import Scorer, edge_logprobs_of
 from alignlab.errors import UserError
 from alignlab.pipeline import Run
 from alignlab.protocols import Row
@@ -29,42 +27,39 @@ def score(run: Run) -> list[str]:
 def _lines(run: Run, which: str) -> Iterator[dict[str, Any]]:
     config = run.config
     scorer = Scorer(run.load(which), config.hardware.backend, config.hardware.logits_mib)
-    parts = _parts(run)
-    with Display(f"score ({which})", len(parts)) as display:
-        for first, last in _chunks([len(row.tokens) for _, _, row in parts], config.hardware.tokens_per_micro):
-            chunk = parts[first:last]
-            batch = collate([row for _, _, row in chunk]).to(run.device)
-            with torch.no_grad():
-                logp = scorer(batch)
-            for i, (index, part, row) in enumerate(chunk):
-                own, alone = logp[batch.row == i].double(), collate([row]).to(run.device)
-                loss = config.method.loss(own, alone)
+    capacity = config.hardware.tokens_per_micro
+    total = sum(1 for _ in config.data.scoring())
+    with Display(f"score ({which})", total) as display:
+        for chunk in _chunks(_parts(run), capacity):
+            for (index, part, row), logp in zip(chunk, edge_logprobs_of(scorer, [row for *_, row in chunk], capacity), strict=True):
+                loss = config.method.loss(logp.double(), collate([row]).to(run.device))
                 line = {"index": index, "part": part, "model": which, "loss": float(loss.total)}
                 line |= {"mass": row.mass, "edges": len(row.source)}
                 if config.score.tokens:
-                    line["tokens"] = _tokens(run, row, own.tolist())
+                    line["tokens"] = _tokens(run, row, logp.double().tolist())
                 yield line
-            display.update(last)
+            display.update(index + 1)
 
 
-def _parts(run: Run) -> list[tuple[int, int, Row]]:
-    return [
-        (index, part, row)
-        for index, record in enumerate(run.config.data.scoring())
-        for part, row in enumerate(run.config.method.parts(record, run.text))
-    ]
+def _parts(run: Run) -> Iterator[tuple[int, int, Row]]:
+    for index, record in enumerate(run.config.data.scoring()):
+        for part, row in enumerate(run.config.method.parts(record, run.text)):
+            yield index, part, row
 
 
-def _chunks(lengths: list[int], capacity: int) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive rows within the capacity."""
-    first, used = 0, 0
-    for i, length in enumerate(lengths):
-        if i > first and used + length > capacity:
-            yield first, i
-            first, used = i, 0
+def _chunks(parts: Iterator[tuple[int, int, Row]], capacity: int) -> Iterator[list[tuple[int, int, Row]]]:
+    """Consecutive rows within the capacity; a longer one alone."""
+    chunk: list[tuple[int, int, Row]] = []
+    used = 0
+    for part in parts:
+        length = len(part[2].tokens)
+        if chunk and used + length > capacity:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(part)
         used += length
-    if lengths:
-        yield first, len(lengths)
+    if chunk:
+        yield chunk
 
 
 def _tokens(run: Run, row: Row, logp: list[float]) -> list[dict[str, Any]]:

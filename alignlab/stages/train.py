@@ -41,6 +41,8 @@ def train(run: Run) -> list[str]:
         raise UserError(
             "data: there is nothing to train on. Give data.path or data.train prompts with targets, or leave train out of stages."
         )
+    if config.train.best == "validation_loss" and not run.path("rows", "validation.arrow").exists():
+        raise UserError("train.best: validation_loss is never measured without data.validation; give it a share or a path.")
     if rows.mass.sum() <= 0:
         raise UserError("data: no row has any mass, so there is nothing to learn.")
     accelerator = _accelerator(run)
@@ -61,7 +63,7 @@ def train(run: Run) -> list[str]:
             config.train,
             hardware=config.hardware,
             accelerator=accelerator,
-            checkpoints=Checkpoints(run.path("checkpoints"), config.train.keep_checkpoints),
+            checkpoints=Checkpoints(run.path("checkpoints"), config.train.keep_checkpoints, run.digest("train")),
             seed=config.seed,
             stop=run.stop,
             log=reporter.log,
@@ -104,8 +106,12 @@ def trainable_model(run: Run, device: str) -> Any:
     if config.hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora and config.model.adapter:
-        model = add_adapter(model, Path(config.model.adapter), trainable=True)
-        rank = model.peft_config["default"].r
+        model = add_adapter(model, Path(resolve(config.model.adapter)), trainable=True)
+        found = model.peft_config["default"]
+        rank = found.r
+        if found.lora_alpha != lora.alpha:
+            has = f"{found.lora_alpha:g}"
+            raise UserError(f"train.lora.alpha: {lora.alpha:g}, and the adapter has {has}; give train.lora.alpha={has}.")
         if rank != lora.rank:
             raise UserError(
                 f"train.lora.rank: {lora.rank}, and the adapter {config.model.adapter} has {rank}; give train.lora.rank={rank}."

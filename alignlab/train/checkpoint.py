@@ -33,6 +33,10 @@ class Progress:
     best: float | None = None
     """lowest validation loss so far"""
     best_step: int | None = None
+    scaler: dict[str, float] | None = None
+    """state of fp16's loss scaler"""
+    key: str = ""
+    """digest of what is trained on"""
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -46,10 +50,11 @@ class Checkpoints:
     Args:
         folder: where ``step-N`` folders go.
         keep: how many of the latest to keep.
+        key: digest of data, model and settings; a checkpoint with another one is of another training.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, key: str = "") -> None:
+        self.folder, self.keep, self.key = folder, keep, key
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -58,6 +63,7 @@ class Checkpoints:
 
     def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
         """Write ``step-N`` and drop those beyond the latest ``keep``."""
+        progress.key = self.key
         final = self.folder / f"step-{progress.step}"
         temporary = self.folder / f".step-{progress.step}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -93,6 +99,10 @@ class Checkpoints:
             except (OSError, ValueError, TypeError, SafetensorError) as error:
                 log.warning("%s is damaged (%s); the checkpoint before it is used.", path, error)
                 continue
+            if progress.key != self.key:
+                log.warning("%s was trained on other data or weights; training starts anew.", path)
+                shutil.rmtree(self.folder)
+                return None
             restore(model, weights)
             for name, p in trained(model).items():
                 keys = {key.split("/", 1)[0]: key for key in state if key.split("/", 1)[1] == name}

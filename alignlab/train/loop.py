@@ -26,7 +26,7 @@ from alignlab.signals import Stop
 from alignlab.train.checkpoint import Checkpoints, Progress, trained
 from alignlab.train.optim import Schedule, adamw
 from alignlab.train.plan import Plan
-from alignlab.trees import pack
+from alignlab.trees import pack, within
 
 Metrics = dict[str, float]
 
@@ -42,7 +42,6 @@ class Sums:
         entries: dict[str, tuple[torch.Tensor | float, float]] = {
             "loss": (loss.total, batch.mass),
             "tokens": (float(len(batch)), 1.0),
-            "edges": (float(len(batch.source)), 1.0),
             **loss.logs,
         }
         for name, (total, count) in entries.items():
@@ -108,12 +107,15 @@ def fit(
     raw = adamw(trained(scorer).values(), lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay)
     model, optimizer = accelerator.prepare(scorer, raw)
     progress = checkpoints.load(scorer, raw) or Progress()
+    if progress.scaler and accelerator.scaler:
+        accelerator.scaler.load_state_dict(progress.scaler)
+    accelerator.wait_for_everyone()  # before rank 0 writes a checkpoint that another rank would read
     resumed(progress, plan)
     rank, world = accelerator.process_index, accelerator.num_processes
     model.train()
-    started = time.monotonic()
     with stop.deferred():
         while progress.step < plan.steps and not progress.finished:
+            started = time.monotonic()
             step = plan.step(progress.step)
             lr = schedule.at(step.index)
             for group in optimizer.param_groups:
@@ -134,16 +136,14 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
             progress.step += 1
-            now = time.monotonic()
-            metrics = _metrics(progress, step.epoch, lr, norm, totals, now - started)
-            started = now
+            metrics = _metrics(progress, step.epoch, lr, norm, totals, time.monotonic() - started)
             _accumulate(progress, totals)
             if validation is not None and _due(progress.step, train.validate_every_steps, plan.steps):
                 metrics["validation_loss"] = mean_loss(model, method, validation, hardware, accelerator)
-                if progress.best is None or metrics["validation_loss"] < progress.best:
-                    progress.best, progress.best_step = metrics["validation_loss"], progress.step
             if probes and _due(progress.step, train.probe_every_steps, plan.steps):
                 metrics.update(_probe(model, probes, accelerator))
+            if train.best in metrics and (progress.best is None or metrics[train.best] < progress.best):
+                progress.best, progress.best_step = metrics[train.best], progress.step
             if step.ends_epoch:
                 epoch = {name: total / count for name, (total, count) in progress.epoch_sums.items() if count}
                 progress.epoch_sums = {}
@@ -170,7 +170,7 @@ def _metrics(
     tokens = totals["tokens"][0]
     fixed = {"step": progress.step, "epoch": epoch, "loss": totals["loss"][0] / totals["loss"][1], "lr": lr, "grad_norm": norm}
     speed = {"tokens": int(tokens), "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": seconds}
-    own = {n: s / c for n, (s, c) in totals.items() if c and n not in ("loss", "tokens", "edges")}
+    own = {n: s / c for n, (s, c) in totals.items() if c and n not in ("loss", "tokens")}
     return {**fixed, **speed, **own}
 
 
@@ -194,6 +194,7 @@ def _check_finite(loss: float, norm: float, step: int, train: Train, checkpoints
 
 def _save(checkpoints: Checkpoints, progress: Progress, scorer: Scorer, optimizer: Any, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
+        progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         checkpoints.save(progress, scorer, optimizer)
     accelerator.wait_for_everyone()
 
@@ -207,8 +208,9 @@ def mean_loss(model: torch.nn.Module, method: Method, rows: RowStore, hardware: 
     bins = pack(rows.length.tolist(), hardware.tokens_per_micro)
     mine = bins[accelerator.process_index :: accelerator.num_processes]
     for i, chosen in enumerate(mine or bins[:1]):
-        batch = collate([rows[r] for r in chosen]).to(accelerator.device)
-        sums.add(method.loss(accelerator.unwrap_model(model)(batch), batch), batch, counts=i < len(mine))
+        for piece in within([rows[r] for r in chosen], hardware.tokens_per_micro):
+            batch = collate(piece).to(accelerator.device)
+            sums.add(method.loss(accelerator.unwrap_model(model)(batch), batch), batch, counts=i < len(mine))
     model.train(training)
     total, mass = sums.reduce(accelerator)[0]["loss"]
     return total / mass

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ALL, ARCHITECTURES, batch_of, build, chain, difference, oracle, run, tree
+from tiny import ALL, ARCHITECTURES, WINDOW, batch_of, build, chain, difference, oracle, run, tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignlab.engine.batch import Batch, collate
@@ -139,6 +139,24 @@ def test_a_backend_that_is_wrong_for_a_model_is_refused_by_name(name: str, backe
     assert Scorer(model).backend == CHOSEN[name]
 
 
+@pytest.mark.parametrize("backend", ["auto", "padded"])
+def test_a_model_without_finite_numbers_is_refused(backend: str) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(UserError, match="llama model gives log-probabilities that are not finite"):
+        Scorer(model, backend)
+
+
+def test_a_window_that_no_layer_uses_is_left_out_of_the_mask() -> None:
+    model = build("qwen2", layer_types=["full_attention"] * 2)
+    assert model.config.sliding_window == WINDOW
+    for backend in ("segments", "masked"):
+        with torch.no_grad():
+            logp = Scorer(model, backend)(batch_of(ALL))
+            torch.testing.assert_close(logp, oracle(model, batch_of(ALL)), rtol=0, atol=1e-5)
+
+
 def test_an_unknown_backend() -> None:
     with pytest.raises(ValueError, match="auto, segments, masked, padded; got 'fast'"):
         Scorer(build("llama"), "fast")
@@ -156,6 +174,7 @@ def test_choosing_leaves_the_model_as_it_was(name: str) -> None:
     assert [module for module in model.modules() if module.training] == [inner]
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.config.to_dict() == settings
+    assert not Scorer(model).training
     assert Scorer(model.train()).training
     assert all(module.training for module in model.modules())
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import ALL, FORESTS, PARITY, VOCABULARY, batch_of, build, chain, difference, oracle, run, stay_in_dtype
 
+from alignlab.engine import attention
 from alignlab.engine.batch import collate
 from alignlab.engine.scorer import BACKENDS, Scorer
 from alignlab.errors import UserError
@@ -63,11 +64,22 @@ def test_loss_and_gradients_in_bf16(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("forest", FORESTS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_every_shape_of_forest(name: str, backend: str, forest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(name)
+def test_every_shape_of_forest(backend: str, forest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gemma3_text")
     stay_in_dtype(monkeypatch, model)
     assert max(compare(model, backend, forest)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma3_text"])
+def test_a_large_trie_is_cut_into_blocks_that_see_their_ancestors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 5)
+    groups = attention.Forest(batch_of(ALL)).groups
+    assert max(len(group.blocks) for group in groups) == 8
+    seen = [keys for group in groups for _, keys in group.blocks if isinstance(keys, torch.Tensor)]
+    assert max(map(len, seen)) < 25  # of 36 nodes
+    model = build(name)
+    stay_in_dtype(monkeypatch, model)
+    assert max(compare(model, "segments")) < 1e-9
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,13 +92,28 @@ def test_rows_packed_together_score_as_each_alone(backend: str) -> None:
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("forest", [ALL, "tries of like size"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast(backend: str) -> None:
-    model = build("llama", torch.float32)
-    batch, scorer = batch_of(ALL), Scorer(model, backend)
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_autocast(name: str, backend: str, forest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are in bf16 though weights are not: the least fp32 number would become minus infinity, in some kernels NaN."""
+    masks: list[Any] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        masks.append(kwargs["attn_mask"])
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = build(name, torch.float32)
+    batch, scorer = batch_of(forest), Scorer(model, backend)
     reference = run(model, lambda b: oracle(model, b), batch)
+    masks.clear()
     with torch.autocast("cpu", torch.bfloat16):
         loss, gradient = difference(run(model, scorer, batch), reference)
+    additive = [mask for mask in masks if mask is not None and mask.dtype != torch.bool]
+    assert len(additive) > 0 or backend == "padded"
+    assert all(mask.to(torch.bfloat16).isfinite().all() for mask in additive)
     assert 1e-5 < loss < 0.03  # bf16 it is, and not worse than that
     assert gradient < 0.1
 
@@ -137,6 +164,15 @@ def test_through_a_lora_adapter(name: str, backend: str) -> None:
     assert (adapted - without).abs().max() > 0.1
 
 
+def test_gradient_checkpointing_with_a_frozen_model_under_an_adapter() -> None:
+    model = lora(build("llama")).train()
+    batch, scorer = batch_of(ALL), Scorer(model)
+    plain = run(model, scorer, batch)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert max(difference(run(model, scorer, batch), plain)) < 1e-12
+    assert all(gradient.any() for gradient in plain[2].values())
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_tokens_are_trained_in_the_embedding_and_in_the_head(tied: bool) -> None:
     base = build("llama", tie_word_embeddings=tied)
@@ -171,10 +207,13 @@ def test_logits_exist_only_at_scored_nodes_and_within_the_budget(backend: str, r
     model = build("llama")
     batch, scorer = batch_of(ALL), Scorer(model, backend)
     shapes: list[tuple[int, ...]] = []
+    caches: list[Any] = []
     model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    model.model.register_forward_hook(lambda module, args, out: caches.append(out.past_key_values))
     whole = run(model, scorer, batch)
     scored = len(set(batch.source.tolist()))
     assert shapes == [(scored, VOCABULARY)]
+    assert caches == [None]
     assert scored < len(batch)
     shapes.clear()
     scorer.logits_bytes = rows * VOCABULARY * 8 * 3 + 1

@@ -115,7 +115,7 @@ def test_a_mask_of_minus_infinity_becomes_nan_where_nothing_is_seen(dtype: torch
     batch = collate([tree(1, branches=(3, 4)), tree(2, branches=(3, 5))])
     forest = Forest(batch)
     assert len(forest.groups) == 1
-    mask = forest.mask(0, dtype, None)
+    mask = forest.mask(0, 0, dtype, None)
     assert mask is not None
     hidden = (mask == torch.finfo(dtype).min).all(-1)
     assert hidden.any()
@@ -135,6 +135,6 @@ def test_a_tree_filled_up_to_the_size_of_its_group_is_scored_as_alone() -> None:
     rows = [tree(s, branches=(3, 4)) for s in range(3)] + [tree(4, branches=(3, 5)), chain(20, 5), chain(23, 6), chain(21, 7)]
     batch = collate(rows)
     forest = Forest(batch)
-    assert [group.trees for group in forest.groups] == [3, 4]
+    assert [len(group.nodes) for group in forest.groups] == [3, 4]
     for name in ("llama", "mistral"):
         assert ours(build(name), batch, "segments") < RIGHT

@@ -144,7 +144,7 @@ FORESTS: dict[str, list[Row]] = {
     "chains of all lengths": [chain(n, n) for n in (13, 2, 7, 1, 30, 8)],
     "trie": [tree(1)],
     "two roots in a row": [tree(2, roots=2)],
-    "tries of like size": [tree(s, branches=(3, 4)) for s in (3, 4, 5)],
+    "tries of like size": [tree(s, branches=(3, s)) for s in (3, 4, 5)],
     "all together": [chain(9, 6), tree(7, roots=2), chain(10, 8), tree(9), chain(3, 10)],
 }
 

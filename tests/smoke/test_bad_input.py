@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignlab.compose import groups
 from alignlab.paths import resolve
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,7 +77,6 @@ def prompt(path: Path, content: str | None = None, **fields: Any) -> Path:
         (["a=["], ["a=[: cannot be read as KEY=VALUE", "quotes"]),
         (["--model=x"], ["unrecognized arguments: --model=x", "without dashes"]),
         (["seed=0,1"], ["seed=0,1: the comma is ambiguous", "-m seed=0,1"]),
-        (["-m", "seed=0,1", "train.lr=abc"], ["train.lr: must be a number, not 'abc'"]),
         (["stages=[trian]"], ["stages: 'trian' is not a stage", "'train'"]),
         (["data.path=nowhere"], ["data.path: there is no file or folder nowhere"]),
         (["method._target_=no_such_package.Method"], ["method._target_", "cannot be imported", "no_such_package"]),
@@ -86,11 +87,20 @@ def prompt(path: Path, content: str | None = None, **fields: Any) -> Path:
 )
 def test_command_line_that_is_wrong(arguments: list[str], words: list[str], cli: Command, tmp_path: Path):
     at_once(cli(*arguments), 2, *words)
-    assert not list(tmp_path.rglob("*.yaml")), "a refused command leaves no run behind"
+    assert not list(tmp_path.rglob("config.yaml")), "a refused command leaves no run behind"
+
+
+def test_every_refused_run_of_a_sweep_is_named(cli: Command, tmp_path: Path):
+    done = cli("-m", "seed=0,1", "train.lr=abc")
+    assert done.returncode == 2
+    assert all(line.startswith("alignlab: ") for line in done.stderr.splitlines())
+    for seed in (0, 1):
+        assert f"alignlab: seed={seed} train.lr=abc: train.lr: must be a number, not 'abc'." in done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
 
 
 def test_configuration_is_refused_before_torch_is_loaded(cli: Command):
-    for argument in ("train.lr=abc", "+method.gama=1", "sampler.rows=0", "suite.top_p=7", "data.path=nowhere", "--help"):
+    for argument in ("+method.gama=1", "sampler.rows=0", "suite.top_p=7", "data.path=nowhere"):
         done = cli(argument, PYTHONPROFILEIMPORTTIME="1")
         loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
         assert "alignlab.compose" in loaded
@@ -119,7 +129,7 @@ def test_help_explains_the_groups_and_fits_a_terminal(cli: Command):
     assert time.monotonic() - started < 6  # a second or less on a machine of its own
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    for group in ("method", "model", "data", "hardware", "train", "sampler", "suite", "tracker", "recipe", "debug", "paper"):
+    for group in (name for name, options in groups().items() if options):
         assert any(f"  {group} " in line for line in lines), group
     assert sum(line.startswith("  python -m alignlab") for line in lines) >= 4
     assert "diffuse" in done.stdout
@@ -134,10 +144,8 @@ def test_configuration_is_printed_and_not_run(cli: Command, tmp_path: Path):
     at_once(cli("--cfg", "job", "train.lrr=0.5"), 2, "train.lrr: no such key", "'train.lr'")
 
 
-def test_output_whose_reader_goes_away_is_no_fault(cli: Command):
-    done = cli("--version")
-    assert done.returncode == 0
-    assert done.stdout.startswith("alignlab ")
+def test_version_is_our_own(cli: Command):
+    assert cli("--version").stdout == f"alignlab {version('alignlab')}\n"
 
 
 # ---- the run folder
@@ -150,33 +158,29 @@ def test_run_dir_that_cannot_be_used(cli: Command, tmp_path: Path):
     at_once(cli("run_dir=file"), 2, "run_dir: file is a file", "choose another run_dir")
     at_once(cli("run_dir=full"), 2, "run_dir: full is not empty and is no run of alignlab", "Choose another")
     at_once(cli("run_dir=full", "overwrite=true"), 2, "run_dir: full is not empty and is no run of alignlab")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text("theirs: 1")
+    at_once(cli("run_dir=theirs", "overwrite=true"), 2, "run_dir: theirs has a config.yaml that alignlab did not write")
+    assert (tmp_path / "theirs" / "config.yaml").read_text() == "theirs: 1"
     at_once(cli("run_dir=file/below"), 3, "run_dir: file/below cannot be written", "Choose another")
     assert (tmp_path / "file").read_text() == "mine"
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 
-def test_run_folder_of_another_configuration_is_kept(cli: Command, tmp_path: Path):
+def test_run_folder_is_bound_to_its_configuration(cli: Command, tmp_path: Path):
     out = tmp_path / "out"
-    assert cli(*PREPARE).returncode == 0
+    lacking = cli("stages=[train]", "run_dir=out")
+    said(lacking, 2, "stages: train reads what prepare writes", "stages=[prepare,train]")
+    (out / "kept").write_text("days of work")
     before = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    at_once(
-        cli(*PREPARE, "seed=1"),
-        2,
-        "run_dir: out holds a run with another configuration",
-        "seed is 0 there and 1 now",
-        "overwrite=true",
-    )
-    at_once(cli("stages=[train]", "run_dir=out", "train.lr=9"), 2, "train.lr is", "overwrite=true")
+    other = ("run_dir: out holds a run with another configuration", "overwrite=true")
+    at_once(cli(*PREPARE, "seed=1"), 2, *other, "seed is 0 there and 1 now")
+    at_once(cli("stages=[train]", "run_dir=out", "train.lr=9"), 2, *other, "train.lr is 0.")
     assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == before
-    (out / "old").touch()
     done = cli(*PREPARE, "seed=1", "overwrite=true")
     assert done.returncode == 0, done.stderr
     assert "seed: 1" in (out / "config.yaml").read_text()
-    assert not (out / "old").exists()
-
-
-def test_stage_without_the_one_before_it(cli: Command):
-    said(cli("stages=[train]", "run_dir=out"), 2, "stages: train reads what prepare writes", "stages=[prepare,train]")
+    assert not (out / "kept").exists()
 
 
 # ---- data
@@ -199,10 +203,6 @@ ALPACA = '[{"instruction": "Add.", "input": "1 1", "output": "3", "judgment": "W
         ('{"request": "a",\n "targets": [}', ["w.json:2:14: not valid JSON"]),
         ('{"targets": ["a"]}', ["w.json:request: missing: the user turn, a string."]),
         ('{"request": "a",\n "targets": ["a"],\n "split": "dev"}', ['w.json:3:split: must be "train", "test" or "both".']),
-        (
-            '{"request": "a", "targets": []}',
-            ["w.json:1:targets: a prompt to train on needs at least one target", '"split": "test"'],
-        ),
         ('{"request": "a", "targets": ["a"], "weights": [NaN]}', ["w.json:1:weights[0]: nan is not a weight"]),
         ('{"request": "a", "targets": ["a", "a"]}', ["w.json:1:targets[1]: repeats targets[0], 'a'"]),
         (
@@ -211,38 +211,29 @@ ALPACA = '[{"instruction": "Add.", "input": "1 1", "output": "3", "judgment": "W
         ),
         (ALPACA, ["w.json: holds a list, not a prompt file", "Choose a method that reads this kind of data"]),
         ('{"request": "a", "targets": ["b"]}\n{"request": "b"}', ["w.json:2:1: not valid JSON", "JSON lines are not read here"]),
-        (json.dumps({"request": "a", "targets": ["word " * 600]}), ["w.json:1:targets[0]: prompt and answer are", "512 positions"]),
-        (
-            json.dumps({"request": "word " * 600, "targets": ["b"]}),
-            ["w.json:1:request: the prompt 'word", "512 positions", "Shorten it"],
-        ),
     ],
-    ids=[
-        "broken",
-        "missing-field",
-        "mistyped-field",
-        "no-targets",
-        "weights",
-        "repeats",
-        "begins",
-        "another-kind",
-        "json-lines",
-        "long-target",
-        "long-prompt",
-    ],
+    ids=["broken", "missing-field", "mistyped-field", "weights", "repeats", "begins", "another-kind", "json-lines"],
 )
 def test_prompt_file_that_is_wrong(content: str, words: list[str], cli: Command, tmp_path: Path):
-    prompt(tmp_path / "prompts" / "w.json", content)
-    said(cli(*PREPARE, "data.path=prompts"), 2, *words)
+    file = prompt(tmp_path / "prompts" / "w.json", content)
+    at_once(cli("run_dir=out", "data.path=prompts"), 2, *words)
+    assert file.read_text() == content
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"targets": []}, ["w.json:1:targets: a prompt to train on needs at least one target", '"split": "test"']),
+        ({"targets": ["a", "word " * 600]}, ["w.json:1:targets[1]: prompt and answer are", "512 positions", "Shorten the target"]),
+        ({"request": "word " * 600}, ["w.json:1:request: the prompt 'word", "512 positions", "Shorten it"]),
+    ],
+    ids=["no-targets", "long-target", "long-prompt"],
+)
+def test_prompt_that_cannot_be_trained_on(fields: dict[str, Any], words: list[str], cli: Command, tmp_path: Path):
+    prompt(tmp_path / "w.json", **fields)
+    said(cli(*PREPARE, "data.path=w.json"), 2, *words)
     assert not (tmp_path / "out" / "done" / "prepare.json").exists()
-    assert (tmp_path / "prompts" / "w.json").read_text() == content
-
-
-def test_a_prompt_that_was_put_right_goes_on_with_the_same_command(cli: Command, tmp_path: Path):
-    file = prompt(tmp_path / "w.json", weights=[1])
-    said(cli(*PREPARE, "data.path=w.json"), 2, "w.json:1:weights: 1 weights for 2 targets")
-    prompt(file, weights=[1, 3])
-    assert cli(*PREPARE, "data.path=w.json").returncode == 0
 
 
 # ---- the model

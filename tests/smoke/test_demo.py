@@ -41,7 +41,7 @@ def test_collapsed_choices_become_the_asked_distribution(demo):
 
 
 def test_the_run_folder_holds_what_was_promised(demo):
-    folder, done = demo
+    folder, _ = demo
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
     promised = """config.yaml environment.json records.jsonl metrics.jsonl adapter/adapter_model.safetensors adapter/adapter_config.json
         samples.jsonl results.json report.html report.md plots/training.png scores.jsonl log.txt merged/model.safetensors"""
@@ -63,7 +63,7 @@ def test_the_table_fits_a_terminal_and_says_what_results_json_says(demo):
     table = done.stdout
     assert max(map(len, table.splitlines()[:20])) <= 80
     results = alignlab.RunFolder(folder).results
-    line = next(line for line in table.splitlines() if line.startswith("kl (held out)"))
+    line = next(line for line in table.splitlines() if line.startswith("kl, held out"))
     shown = [float(x) for x in re.findall(r"\d+\.\d+", line)]
     found = results["kl:held-out"]
     assert shown == [pytest.approx(found[which]["value"], abs=1e-4) for which in ("before", "after")]
@@ -165,20 +165,28 @@ def test_under_a_launcher_rank_0_composes_and_all_train(cli, tmp_path, launcher)
 
 def test_a_launcher_of_another_size_is_refused(cli):
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    done = cli("hardware=cpu", "tracker=none", "run_dir=run", "stages=[prepare,train]", launcher=launcher, ACCELERATE_USE_CPU="true")
+    done = cli(
+        "hardware=cpu", "tracker=none", "run_dir=run", "stages=[prepare,train]", launcher=launcher, ACCELERATE_USE_CPU="true"
+    )
     assert done.returncode != 0
     assert "hardware.processes: 1 asked for, and the launcher started 2" in done.stderr
 
 
 def test_a_sweep_leaves_a_folder_per_job(cli, tmp_path):
-    done = cli("-m", "seed=0,1", "train.lr=1e-3,1e-2", "debug=one-step", "tracker=none", "stages=[prepare,train]", "hardware=cpu")
+    done = cli("-m", "seed=0,1", "train.lr=1e-3,1e-2", "debug=one-step", "tracker=none", "hardware=cpu")
     assert done.returncode == 0, done.stderr
-    folders = sorted(p.name for p in (tmp_path / "runs").iterdir() if p.is_dir())
+    folders = sorted(p.name for p in (tmp_path / "runs").iterdir() if p.is_dir() and not p.name.startswith("sweep-"))
     expected = [f"diffuse-numbers-1-10-tiny-debug=one-step-train.lr={lr}-seed{s}" for lr in ("0.001", "0.01") for s in (0, 1)]
     assert len(folders) == 4, folders
     assert all((tmp_path / "runs" / name / "adapter").is_dir() for name in folders)
     assert expected[0].split("-train")[0] in folders[0]
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+    table = json.loads(next((tmp_path / "runs").glob("sweep-*/table.json")).read_text())
+    assert set(table) == {f"seed={s} train.lr={lr}" for lr in ("0.001", "0.01") for s in (0, 1)}
+    one = json.loads((tmp_path / "runs" / folders[0] / "results.json").read_text())
+    assert table["seed=0 train.lr=0.001"]["kl"] == one["kl"]["after"]
+    assert next((tmp_path / "runs").glob("sweep-*/plot.png")).stat().st_size > 3000
+    assert "train.lr=0.01" in done.stdout
 
 
 def test_from_any_folder_nothing_but_the_run_folder_is_written(cli, tmp_path):
@@ -211,7 +219,13 @@ def test_early_stop_ends_the_run(tmp_path):
 
 
 def test_validation_is_measured_and_the_best_weights_are_kept(tmp_path):
-    options = ["data.validation=0.34", "train.validate_every_steps=4", "train.lr=0.05", "train.epochs=5", "train.best=true"]
+    options = [
+        "data.validation=0.34",
+        "train.validate_every_steps=4",
+        "train.lr=0.05",
+        "train.epochs=5",
+        "train.best=validation_loss",
+    ]
     run = alignlab.run([*options, "tracker=none", "stages=[prepare,train]", f"run_dir={tmp_path / 'run'}"])
     measured = {row["step"]: row["validation_loss"] for row in run.metrics if "validation_loss" in row}
     assert list(measured) == [4, 8, 12, 16, 20]

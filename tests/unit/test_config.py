@@ -48,6 +48,7 @@ def refusal(*overrides: str) -> str:
         ("method.gama=1", "method.gama", "method.gamma"),
         ("+method.gama=1", "method.gama", "method.gamma"),
         ("++method.gama=1", "method.gama", "method.gamma"),
+        ("train.lora={rank: 1, rnk: 2}", "train.lora.rnk", "train.lora.rank"),
         ("++hardware.proceses=1", "hardware.proceses", "hardware.processes"),
         ("+data.pat=x", "data.pat", "data.path"),
         ("suite.sample=3", "suite.sample", "suite.samples"),
@@ -101,11 +102,11 @@ def test_unknown_key_is_named_with_the_nearest_one(override: str, named: str, ne
         ("model.dtype=float8", "model.dtype: must be one of", "bfloat16"),
         ("model.path=", "model.path: must be a folder", "hub"),
         ("model.architecture=3", "model.architecture: must be a set of keys or null", "3"),
-        ("model.weights=random", "model.weights: random needs", "model.architecture"),
         ("method.gamma=abc", "method.gamma: must be a number", "'abc'"),
         ("method.gamma=-1", "method.gamma: must be at least 0", "-1"),
         ("method.prefixes=all", "method.prefixes: must be one of", "draw"),
         ("data.path=null", "data.path: give a prompt file", "data.train"),
+        ("data.path=", "data.path: give a prompt file", "data.train"),
         ("data.path=[a]", "data.path: must be text or null", "['a']"),
         ("data.train=a", "data.train: must be a list of texts in square brackets or null", "'a'"),
         ("data.validation=7", "data.validation: must be a share between 0 and 1 or a path", "7"),
@@ -121,6 +122,12 @@ def test_wrong_value_is_named_in_plain_words(override: str, start: str, words: s
     message = refusal(override)
     assert message.startswith(start)
     assert words in message
+
+
+def test_random_weights_need_sizes():
+    assert refusal("model.weights=random", "model.architecture=null").startswith(
+        "model.weights: random needs the sizes of the model"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,6 +146,7 @@ def test_wrong_value_is_named_in_plain_words(override: str, start: str, words: s
         ("data@other=fruits", "data@other=fruits: a group cannot be", "data=OPTION"),
         ("+train.lr=1", "train.lr: exists already", "without the +"),
         ("seed=0,1", "seed=0,1: the comma is ambiguous", "-m seed=0,1"),
+        ("data=fruits,binomial", "data=fruits,binomial: the comma is ambiguous. Choose one", "-m data=fruits,binomial"),
         ("foo", "foo: cannot be read as KEY=VALUE", "--help"),
         ("=3", "=3: cannot be read as KEY=VALUE", "no key"),
         ("a=[", "a=[: cannot be read as KEY=VALUE", "quotes"),

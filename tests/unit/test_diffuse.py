@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,8 +50,9 @@ def test_loss_is_that_of_one_row_per_target(tiny, text):
     row = next(_method().rows([record], text, 0))
     loss = _loss(_method(), tiny, [row])
     assert float(loss.total) == pytest.approx(float(_plain_loss(tiny, text, record)), rel=1e-5)
-    assert loss.logs["floor"][0] == pytest.approx(record.entropy())
-    assert float(loss.logs["kl"][0]) == pytest.approx(float(loss.total) - record.entropy(), rel=1e-5)
+    assert float(loss.logs["entropy"][0]) == pytest.approx(record.entropy())
+    assert float(loss.logs["floor"][0]) == pytest.approx(record.entropy() + math.log(2))
+    assert float(loss.logs["kl"][0]) == pytest.approx(float(loss.total) - record.entropy() - math.log(2), rel=1e-5)
     assert row.mass == 1.0
 
 
@@ -72,7 +74,8 @@ def test_a_pass_draws_one_prefix_per_target(text):
         chosen = sorted(choice[choice >= 0].tolist())
         assert [c // 3 for c in chosen] == [0, 1, 2]  # every target, once
         seen.update([tuple(c % 3 for c in chosen)])
-        assert drawn.columns["floor"].sum() == pytest.approx(record.entropy())
+        assert drawn.columns["entropy"].sum() == pytest.approx(record.entropy())
+        assert drawn.columns["floor"].sum() == pytest.approx(record.entropy() + math.log(3))
         leaves = drawn.columns["weight"][choice >= 0]
         assert sorted(leaves) == pytest.approx(sorted(record.weights))
     assert len(seen) == 27  # all combinations come up
@@ -114,24 +117,28 @@ def test_a_target_of_no_weight_is_no_part_of_the_loss(tiny, text):
 
 
 def test_early_stop_compares_the_epoch_with_the_entropy():
-    epoch = {"loss": 2.4, "floor": 2.0}
+    epoch = {"loss": 2.4, "entropy": 2.0, "floor": 2.7}
     assert _method(early_stop=True, gamma=0.2).finished(epoch)
     assert not _method(early_stop=True, gamma=0.19).finished(epoch)
     assert not _method(early_stop=False).finished(epoch)
 
 
 def test_without_the_end_of_turn_the_answer_is_its_own_tokens(text):
-    with_end, without = (text.encode(_record(eos=eos)).answers[0][0] for eos in (True, False)) if False else (
-        text.encode(_record()).answers[0][0],
-        text.encode(_record(targets=["{1}", "{2}"], weights=[], eos=False)).answers[0][0],
+    with_end, without = (
+        (text.encode(_record(eos=eos)).answers[0][0] for eos in (True, False))
+        if False
+        else (
+            text.encode(_record()).answers[0][0],
+            text.encode(_record(targets=["{1}", "{2}"], weights=[], eos=False)).answers[0][0],
+        )
     )
     assert with_end[:-1] == without
     assert with_end[-1] in text.stop
 
 
 def test_ambiguous_tokens_are_refused(text):
-    record = _record(targets=["a b", "b"], weights=[], response=["", "a "])
-    with pytest.raises(UserError, match="two response prefixes"):
+    record = replace(_record(targets=["a b", "b"], weights=[]), responses=("", "a "))  # the parser refuses it before
+    with pytest.raises(UserError, match="nothing tells them apart"):
         list(_method().rows([record], text, 0))
 
 

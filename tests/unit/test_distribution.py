@@ -86,7 +86,7 @@ def test_target_probabilities_sum_over_prefixes_and_split_alike(tiny, text):
             total += float(logp[place, ids[0, place + 1]].sum().exp())
         expected.append(math.log(total))
     scorer = Scorer(tiny)
-    assert target_logprobs(record, scorer, text) == pytest.approx(expected, abs=1e-4)
+    assert target_logprobs(record, scorer, text, 4096) == pytest.approx(expected, abs=1e-4)
     assert target_logprobs(record, scorer, text, capacity=len(prompt) + 2) == pytest.approx(expected, abs=1e-4)
 
 
@@ -107,9 +107,9 @@ def test_means_over_prompts_as_the_paper_takes_them(tiny, text):
         parse_target_set({"request": "Pick a random number from 1 to 10. Answer in braces.", "targets": ["{7}", "{3}"]}, "b", "b"),
         parse_target_set({"request": "Tell me a story.", "targets": [], "split": "test"}, "c", "c"),
     ]
-    suite = Distribution(samples=4, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4, bootstrap=50)
+    suite = Distribution(samples=4, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4, bootstrap=50, objective="kl")
     samples = {"a": ["{1}", "{2}", "{2}", "x"], "b": ["{7}"] * 4, "c": ["once", "once", "twice", "then"]}
-    metrics, details = suite.evaluate(_Source(records[:1], records), samples, Scorer(tiny), text, 0)
+    metrics, details = suite.evaluate(_Source(records[:1], records), samples, Scorer(tiny), text, 0, 4096)
     for metric in ("kl", "mass", "valid"):
         pair = (metrics[f"{metric}/a"].value, metrics[f"{metric}/b"].value)
         assert metrics[metric].value == pytest.approx(sum(pair) / 2)

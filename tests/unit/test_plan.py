@@ -89,7 +89,9 @@ class _Drawn(MethodDefaults):
 def test_the_variant_depends_on_the_epoch_and_not_on_the_ranks(rows):
     plan, method = _plan(rows), _Drawn()
     one = [row.mass for micro in plan.micros(plan.step(0), method, capacity=100) for row in micro.rows]
-    two = [r.mass for k in (0, 1) for m in plan.micros(plan.step(0), method, capacity=5, rank=k, world=2) if m.counts for r in m.rows]
+    two = [
+        r.mass for k in (0, 1) for m in plan.micros(plan.step(0), method, capacity=5, rank=k, world=2) if m.counts for r in m.rows
+    ]
     assert sorted(one) == sorted(two)
     later = [row.mass for i in (3, 4, 5) for micro in plan.micros(plan.step(i), method, capacity=100) for row in micro.rows]
     assert not set(one) & set(later)

@@ -70,7 +70,9 @@ def test_a_completion_ends_at_the_stop_token_and_says_so(tiny, text):
 
 def test_two_samples_share_what_they_have_in_common(tiny, text):
     seen = []
-    hook = tiny.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    hook = tiny.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
     _draw(tiny, text, n=1000)
     hook.remove()
     assert seen[0] == (1, len(text.prompt(PROMPT)))  # the prompt once

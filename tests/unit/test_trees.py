@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignlab.protocols import Row
-from alignlab.trees import TreeBuilder, depths, ends, pack, prune, split, trie
+from alignlab.trees import TreeBuilder, depths, ends, pack, prune, split, trie, within
 
-FAST = settings(max_examples=60, deadline=None)
+FAST = settings(max_examples=40, deadline=None)
 
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 
@@ -220,3 +220,13 @@ def test_pack_holds_every_item_once_within_capacity(lengths: list[int], capacity
 def test_pack_fills_bins() -> None:
     assert pack([6, 5, 4, 3, 2], 10) == [[0, 2], [1, 3, 4]]
     assert pack([], 10) == []
+
+
+def test_within_leaves_rows_together_where_they_fit() -> None:
+    tree = trie([1, 2], [[3, 4, 5], [6, 7, 8]])
+    whole = Row(0, 1.0, tree.tokens, tree.parent, tree.source, tree.target, {"name": np.arange(6)}, splittable=True)
+    stiff = Row(1, 1.0, tree.tokens, tree.parent, tree.source, tree.target, {"name": np.arange(6)})
+    assert within([whole, stiff], 12) == [[whole, stiff]]
+    cut = within([whole, stiff], 5)
+    assert [[len(row.tokens) for row in rows] for rows in cut] == [[5], [4], [6]]
+    assert cut[2][0] is stiff
