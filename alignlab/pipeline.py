@@ -228,7 +228,8 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
         there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
         here = _plain(config.node)
         differing = sorted(k for k in {*there, *here} if k.split(".")[0] in CURVE and there.get(k) != here.get(k))
-        if differing:
+        begun = any((folder / "done").glob("*.json")) or (folder / "checkpoints").exists()
+        if differing and begun:
             first = differing[0]
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise UserError(

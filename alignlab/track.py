@@ -80,7 +80,7 @@ class Wandb:
     def __post_init__(self) -> None:
         self._run: Any = None
         if self.mode not in ("online", "offline"):
-            raise ValueError(f"mode must be online or offline, not {self.mode!r}")
+            raise ValueError(f"mode: must be online or offline, not {self.mode!r}")
 
     def start(self, folder: Path, name: str, run_id: str, config: Mapping[str, Any]) -> None:
         """Open the run ``run_id``, the same one after a resume."""

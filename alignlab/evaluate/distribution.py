@@ -131,7 +131,8 @@ def _cell(value: Mapping[str, float] | None) -> str:
         return "-"
     if value["low"] == value["high"]:
         return f"{value['value']:.4f}"
-    return "{:.4g} [{:.4g}, {:.4g}]".format(value["value"], value["low"], value["high"])
+    shown, low, high = (f"{value[name]:.{3 if value['value'] < 10 else 1}f}" for name in ("value", "low", "high"))
+    return f"{shown} [{low}, {high}]"
 
 
 def _share(detail: Mapping[str, Any], text: str) -> str:

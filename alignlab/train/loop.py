@@ -187,8 +187,8 @@ def _check_finite(loss: float, norm: float, step: int, train: Train, checkpoints
     kept = checkpoints.steps()
     where = f"The last good checkpoint is {checkpoints.folder / f'step-{kept[-1]}'}." if kept else "No checkpoint was due before."
     raise UserError(
-        f"training: {what} at step {step + 1}; the step was not applied. {where}\nTry a lower train.lr (now {train.lr:g}), "
-        f"train.warmup_steps, or train.precision=fp32 (now {train.precision})."
+        f"training: {what} at step {step + 1}; the step was not applied. {where}\nTry a lower train.lr (now {train.lr:g}) "
+        f"or train.warmup_steps{'' if train.precision == 'fp32' else f', or train.precision=fp32 (now {train.precision})'}."
     )
 
 

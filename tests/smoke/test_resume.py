@@ -86,3 +86,10 @@ def test_a_completion_ends_where_the_context_does(tmp_path):
     run = alignlab.run([*QUICK, "stages=[sample]", f"data.path={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"])
     assert len(run.samples) == 20
     assert {row["model"] for row in run.samples} == {"before"}
+
+
+def test_a_folder_where_nothing_was_done_takes_the_corrected_command(tmp_path):
+    with pytest.raises(alignlab.UserError, match="nowhere"):
+        alignlab.run([*QUICK, "model=local", "model.path=./nowhere", "stages=[prepare]", f"run_dir={tmp_path / 'run'}"])
+    alignlab.run([*QUICK, "stages=[prepare]", f"run_dir={tmp_path / 'run'}"])
+    assert (tmp_path / "run/rows/train.arrow").exists()
