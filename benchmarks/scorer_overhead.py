@@ -2,7 +2,7 @@
 
     python -m benchmarks.scorer_overhead [--rounds 5]
 
-A Llama of 512 x 6 and 32,000 tokens; 2,048 tokens a step as texts of several lengths. The plain side packs them in one line by
+A Llama of 512 x 6 and 32,000 tokens; 1,024 tokens a step as texts of several lengths. The plain side packs them in one line by
 position ids and lets the model compute its loss on every token; the scorer scores the same tokens.
 """
 
@@ -24,7 +24,7 @@ def main() -> None:
     model = llama()
     scorer, rows, random = Scorer(model), [], np.random.default_rng(0)
     for length in (64, 256, 1024):
-        texts = [random.integers(0, 32000, length) for _ in range(2048 // length)]
+        texts = [random.integers(0, 32000, length) for _ in range(1024 // length)]
         chain = np.arange(length)
         batch = collate([Row(0, 1.0, t, chain - 1, chain[:-1], t[1:]) for t in texts])
         ids = torch.from_numpy(np.concatenate(texts))[None]

@@ -41,7 +41,7 @@ class Scorer(nn.Module):
         UserError: the backend that was asked for does not agree, or the model gives no finite numbers.
     """
 
-    def __init__(self, model: nn.Module, backend: str = "auto", logits_mib: int = 256) -> None:
+    def __init__(self, model: nn.Module, backend: str = "auto", logits_mib: int = 1024) -> None:
         super().__init__()
         self.training = model.training
         if backend not in ("auto", *BACKENDS):

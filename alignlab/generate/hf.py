@@ -150,7 +150,9 @@ def _logits(model: Any, front: _Front) -> Tensor:
         return model(input_ids=front.ids, past_key_values=front.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     cache = copy.copy(front.cache)
     cache.layers = [copy.copy(layer) for layer in front.cache.layers]
-    cache.batch_select_indices(front.origin)
+    same = torch.arange(cache.layers[0].keys.shape[0], device=front.origin.device)
+    if not torch.equal(front.origin, same):  # once no two samples share anything, there is nothing to pick
+        cache.batch_select_indices(front.origin)
     front.cache = cache
     past = front.ids.shape[1] - 1
     place = torch.full((len(front.ids), 1), past, device=front.ids.device)
