@@ -105,7 +105,7 @@ class HfSampler:
         uniform = np.stack([np.random.Generator(np.random.Philox(derive(seed, i))).random(steps) for i in range(n)])
         tokens = np.full((n, steps), -1, np.int64)
         ids = torch.tensor([list(prompt)], device=model.device)
-        start = _Front(np.arange(n), np.zeros(n, np.int64), 0, ids, DynamicCache(config=model.config), None)
+        start = _Front(np.arange(n), np.zeros(n, np.int64), 0, ids, DynamicCache(config=model.config), None, 0)
         pending = [start]
         while pending:  # depth first: few fronts, and so few caches, wait at a time
             front = pending.pop()
@@ -140,6 +140,8 @@ class _Front:
     """of the prefixes that these continue by a token; shared with other fronts, never changed"""
     origin: Tensor | None
     """[U] the row of the cache that each continues; None for the prompt, of which nothing is computed yet"""
+    width: int
+    """rows of the cache"""
 
 
 def _logits(model: Any, front: _Front) -> Tensor:
@@ -150,8 +152,9 @@ def _logits(model: Any, front: _Front) -> Tensor:
         return model(input_ids=front.ids, past_key_values=front.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     cache = copy.copy(front.cache)
     cache.layers = [copy.copy(layer) for layer in front.cache.layers]
-    same = torch.arange(cache.layers[0].keys.shape[0], device=front.origin.device)
-    if not torch.equal(front.origin, same):  # once no two samples share anything, there is nothing to pick
+    if not torch.equal(
+        front.origin, torch.arange(front.width, device=front.origin.device)
+    ):  # once no two samples share anything, there is nothing to pick
         cache.batch_select_indices(front.origin)
     front.cache = cache
     past = front.ids.shape[1] - 1
@@ -171,7 +174,7 @@ def _continue(front: _Front, drawn: np.ndarray, ended: np.ndarray, limit: int) -
         mine = (row >= first) & (row < first + limit)
         origin, token = torch.from_numpy(pairs[:, first : first + limit]).to(front.ids.device)
         ids = torch.cat([front.ids[origin], token[:, None]], dim=1)
-        fronts.append(_Front(samples[mine], row[mine] - first, front.position + 1, ids, front.cache, origin))
+        fronts.append(_Front(samples[mine], row[mine] - first, front.position + 1, ids, front.cache, origin, len(front.ids)))
     return fronts
 
 
