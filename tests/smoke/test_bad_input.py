@@ -171,6 +171,7 @@ def test_run_folder_is_bound_to_its_configuration(cli: Command, tmp_path: Path):
     out = tmp_path / "out"
     lacking = cli("stages=[train]", "run_dir=out")
     said(lacking, 2, "stages: train reads what prepare writes", "stages=[prepare,train]")
+    assert cli(*PREPARE).returncode == 0
     (out / "kept").write_text("days of work")
     before = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
     other = ("run_dir: out holds a run with another configuration", "overwrite=true")
