@@ -101,7 +101,7 @@ class Checkpoints:
                 continue
             if progress.key != self.key:
                 log.warning("%s was trained on other data or weights; training starts anew.", path)
-                shutil.rmtree(self.folder)
+                shutil.rmtree(self.folder, ignore_errors=True)  # every rank does so
                 return None
             restore(model, weights)
             for name, p in trained(model).items():
