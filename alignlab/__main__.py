@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
 from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError
 from alignlab.launch import World, world
+from alignlab.trackers import leave
 
 if TYPE_CHECKING:
     from alignlab.pipeline import Run
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of ``python -m alignlab`` and of the ``alignlab`` command; ends the process."""
-    sys.exit(command(sys.argv[1:]))
+    leave(command(sys.argv[1:]))
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -72,6 +75,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which casts and kernels it takes
     # peft asks transformers under names that are on their way out; nothing a person can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
 
@@ -79,7 +83,10 @@ def _quiet_libraries() -> None:
 def _hydra(arguments: list[str], outside: World) -> None:
     """Let Hydra parse the command line and call :func:`_task`, once or once per job of a sweep."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+
+    from alignlab.provenance import sources
 
     if "--version" in arguments:
         print(f"alignlab {version('alignlab')}")
@@ -102,7 +109,9 @@ def _hydra(arguments: list[str], outside: World) -> None:
         choices = {k: str(v) for k, v in chosen.runtime.choices.items() if v is not None}
         try:
             overrides = list(chosen.overrides.task)
-            run = run_composed(without_hydra(node), choices, overrides, arguments, outside)
+            given = [*chosen.overrides.hydra, *overrides]
+            found = partial(sources, given, GlobalHydra.instance().config_loader(), chosen.job.config_name or "config")
+            run = run_composed(without_hydra(node), choices, overrides, arguments, outside, found)
             jobs.append((overrides, run.folder, getattr(run.config.suite, "objective", None)))
             return _objective(run)
         except Exception as error:  # out of Hydra's sight, which would print a line of its own
@@ -142,7 +151,14 @@ def _parsed(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
-def run_composed(node: Any, choices: dict[str, str], overrides: list[str], arguments: Sequence[str], outside: World) -> Run:
+def run_composed(
+    node: Any,
+    choices: dict[str, str],
+    overrides: list[str],
+    arguments: Sequence[str],
+    outside: World,
+    sources: Callable[[], Mapping[str, str]],
+) -> Run:
     """Check and freeze a composed configuration, then run its stages.
 
     Args:
@@ -151,10 +167,12 @@ def run_composed(node: Any, choices: dict[str, str], overrides: list[str], argum
         overrides: the overrides of this run, for its name.
         arguments: the whole command line, for the record.
         outside: the processes that a launcher started.
+        sources: tells which file or command wrote each value; asked once the configuration is checked.
     """
     from alignlab.config import check
     from alignlab.environment import log_file, write_environment
     from alignlab.pipeline import Run, execute, open_folder
+    from alignlab.provenance import write_provenance
     from alignlab.signals import Stop
 
     try:
@@ -171,7 +189,8 @@ def run_composed(node: Any, choices: dict[str, str], overrides: list[str], argum
     outside.share(str(folder))
     with log_file(folder), Stop(several=outside.size > 1) as stop:
         run = Run(folder, config, stop, outside)
-        write_environment(run, choices, overrides, arguments)
+        command = write_environment(run, choices, overrides, arguments)
+        write_provenance(folder, node, sources(), command)
         execute(run)
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,14 @@ class RunFolder:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """A mapping per optimizer step."""
-        return list(read_jsonl(self.path / "metrics.jsonl"))
+        """A mapping per optimizer step; empty before any training."""
+        path = self.path / "metrics.jsonl"
+        return list(read_jsonl(path)) if path.exists() else []
+
+    @property
+    def details(self) -> dict[str, dict[str, Any]]:
+        """Before/after -> prompt -> what its chart shows."""
+        return json.loads((self.path / "details.json").read_text())
 
     @property
     def results(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -60,8 +67,9 @@ def run(overrides: Sequence[str] = ()) -> RunFolder:
     from alignlab.__main__ import _quiet_libraries, run_composed
     from alignlab.compose import compose
     from alignlab.launch import World
+    from alignlab.provenance import sources
 
     _quiet_libraries()
     node, choices = compose(overrides)
-    run_composed(node, choices, list(overrides), list(overrides), World(0, 1))
+    run_composed(node, choices, list(overrides), list(overrides), World(0, 1), partial(sources, overrides))
     return RunFolder(node.run_dir)

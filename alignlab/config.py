@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.build import build, build_target, resolved, shown
 from alignlab.errors import UserError, did_you_mean
 
-STAGES = ("prepare", "score", "train", "sample", "evaluate", "report", "export")
+STAGES = ("inspect", "prepare", "score", "train", "sample", "evaluate", "report", "export")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -47,7 +49,11 @@ class Model:
     architecture: dict[str, Any] | None
     tokenizer: str | None
     chat_template: str | None
+    tokenizer_legacy: bool | None
+    answer_lead: str
+    answer_end: str
     dtype: str
+    quantization: str | None
     attention: str
     adapter: str | None
     trust_remote_code: bool
@@ -56,8 +62,15 @@ class Model:
         if not self.path:
             raise ValueError("path: must be a folder or a name on the hub, not an empty text")
         one_of("weights", self.weights, ("pretrained", "random"))
-        one_of("dtype", self.dtype, ("float64", "float32", "bfloat16", "float16"))
+        one_of("dtype", self.dtype, DTYPES)
+        if self.quantization is not None:
+            one_of("quantization", self.quantization, ("8bit", "4bit"))
         one_of("attention", self.attention, ("auto", "sdpa", "eager"))
+        one_of("answer_end", self.answer_end, ("turn", "eos"))
+        if self.quantization and self.weights == "random":
+            raise ValueError("quantization: only weights that are read can be quantised; random ones need null")
+        if self.quantization and self.dtype == "float64":
+            raise ValueError("quantization: its kernels do not compute in float64; take another model.dtype")
         if self.weights == "random" and not self.architecture:
             raise ValueError("weights: random needs the sizes of the model in model.architecture")
 
@@ -146,6 +159,34 @@ class Score:
 
 
 @dataclass
+class Inspect:
+    """How much the ``inspect`` stage shows."""
+
+    rows: int
+    lines: int
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+        at_least("lines", self.lines, 1)
+
+
+@dataclass
+class Sample:
+    """Which models are sampled, how their weights are stored meanwhile, and where the completions go."""
+
+    model: str
+    dtype: str | None
+    file: str
+
+    def __post_init__(self) -> None:
+        one_of("model", self.model, ("before", "after", "both"))
+        if self.dtype is not None:
+            one_of("dtype", self.dtype, DTYPES)
+        if not re.fullmatch(r"[\w.-]+\.jsonl", self.file) or self.file in ("records.jsonl", "metrics.jsonl", "scores.jsonl"):
+            raise ValueError(f"file: must be a name such as samples.jsonl that no other stage writes, not {self.file!r}")
+
+
+@dataclass
 class Debug:
     """For finding faults."""
 
@@ -171,13 +212,21 @@ class Root:
             raise ValueError(f"run_dir: {self.run_dir} is a file, and a run needs a folder; choose another run_dir")
 
 
-TYPED: Mapping[str, type] = {"model": Model, "train": Train, "hardware": Hardware, "score": Score, "debug": Debug}
+TYPED: Mapping[str, type] = {
+    "model": Model,
+    "train": Train,
+    "hardware": Hardware,
+    "inspect": Inspect,
+    "score": Score,
+    "sample": Sample,
+    "debug": Debug,
+}
 """groups whose class is one of the above"""
 
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
-    "tracker": ("start", "scalars", "summary", "finish"),
+    "tracker": ("ready", "start", "scalars", "summary", "finish"),
     "data": ("yields", "training", "validation_records", "testing", "scoring", "prompts", "digest"),
-    "method": ("accepts", "rows", "parts", "vary", "loss", "finished", "probes", "request"),
+    "method": ("accepts", "rows", "parts", "vary", "loss", "finished", "probes", "request", "sections"),
     "suite": ("decoding", "evaluate", "summary", "charts"),
     "sampler": ("sample",),
 }
@@ -197,7 +246,9 @@ class Config:
     sampler: Any
     suite: Any
     tracker: Any
+    inspect: Inspect
     score: Score
+    sample: Sample
     debug: Debug
     seed: int
     stages: list[str]
@@ -225,6 +276,11 @@ def check(node: DictConfig) -> Config:
             "Choose another data option (python -m alignlab --help lists them) or another method."
         )
     stages = [stage for stage in STAGES if stage in root.stages]
+    if parts["model"].quantization:
+        if "train" in stages and not parts["train"].lora:
+            raise UserError("model.quantization: a quantised base cannot be trained whole. Give train.lora, or quantization=null.")
+        if parts["sample"].dtype == "float64":
+            raise UserError("sample.dtype: a quantised base does not compute in float64. Take another one.")
     return Config(node=node, **parts, seed=root.seed, stages=stages, overwrite=root.overwrite)
 
 

@@ -8,13 +8,16 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignlab.pipeline import Run
 from alignlab.records import write_json
+
+if TYPE_CHECKING:
+    from alignlab.pipeline import Run
 
 PACKAGES = (
     "alignlab",
@@ -30,15 +33,18 @@ PACKAGES = (
 )
 
 
-def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[str], arguments: Sequence[str]) -> None:
+def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Write ``environment.json``; once a model is trained, what it was trained on stays written there.
 
     Every command is a line of ``log.txt``.
+
+    Returns:
+        The command, without secrets.
     """
     command = ["python", "-m", "alignlab", *(_without_secrets(a) for a in arguments)]
     logging.getLogger("alignlab").info("command: %s", shlex.join(command))
     if run.trained and run.path("environment.json").exists():
-        return
+        return command
     import torch
 
     versions: dict[str, str | None] = {}
@@ -62,6 +68,22 @@ def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[
         "data": run.config.data.digest(),
     }
     write_json(run.path("environment.json"), content)
+    return command
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak memory so far in MiB: ``resident``, of this process or the largest that it started; ``gpu``, of this process."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return {}
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    found = {"resident": largest // unit}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["gpu"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) // 2**20
+    return found
 
 
 def _without_secrets(text: str) -> str:

@@ -41,13 +41,13 @@ class StoppedError(KeyboardInterrupt):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest other word that is known, or an empty string when none is near.
 
-    Of dotted keys the last part counts as much as the whole: ``train.rnk`` is near ``train.lora.rank``.
+    Of two dotted keys the last part counts as much as the whole: ``train.rnk`` is near ``train.lora.rank``.
     """
 
     def nearness(other: str) -> tuple[float, float]:
         whole = SequenceMatcher(None, word, other).ratio()
         last = SequenceMatcher(None, word.split(".")[-1], other.split(".")[-1]).ratio()
-        return max(whole, last if last > 0.75 else 0.0), whole
+        return max(whole, last if last > 0.75 and "." in other else 0.0), whole
 
     nearest = max((other for other in known if other != word), key=nearness, default=None)
     return f" Did you mean '{nearest}'?" if nearest is not None and nearness(nearest)[0] >= 0.6 else ""

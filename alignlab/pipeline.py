@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config import Config, digest
+from alignlab.environment import peak_memory
 from alignlab.errors import MissingError, StoppedError, UserError
 from alignlab.launch import World, processes
 from alignlab.paths import fingerprint
+from alignlab.provenance import leaves
 from alignlab.records import write_json, write_text
 from alignlab.signals import Stop
 from alignlab.text import TextCodec
+from alignlab.trackers import Guarded
 
 log = logging.getLogger(__name__)
 
 NEEDS: dict[str, tuple[str, ...]] = {
+    "inspect": (),
     "prepare": (),
     "score": (),
     "train": ("prepare",),
@@ -38,10 +42,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
 """stages whose files a stage reads; ``sample``, ``evaluate`` and ``score`` also read the trained model where there is one"""
 
 READS: dict[str, tuple[str, ...]] = {
+    "inspect": ("method", "data", "model", "seed", "inspect"),
     "prepare": ("method", "data", "model", "seed"),
     "score": ("method", "data", "model", "seed", "score"),
     "train": ("method", "model", "train", "seed"),
-    "sample": ("method", "data", "model", "suite", "sampler", "seed"),
+    "sample": ("method", "data", "model", "suite", "sampler", "sample", "seed"),
     "evaluate": ("method", "data", "model", "suite", "seed"),
     "report": ("suite",),
     "export": ("model",),
@@ -90,12 +95,13 @@ class Run:
 
     @cached_property
     def tracker(self) -> Any:
-        """The tracker, started; the same run of it after a resume, another after an overwrite."""
-        node, tracker, file = self.config.node, self.config.tracker, self.path("done", "tracker-id")
+        """The tracker, started and guarded; the same run of it after a resume, another after an overwrite."""
+        node, file = self.config.node, self.path("done", "tracker-id")
+        tracker = Guarded(self.config.tracker, self.say, self.folder)
         if not file.exists():
             write_text(file, uuid.uuid4().hex[:16])
         run_id = file.read_text()
-        tracker.start(self.folder, self.folder.name, run_id, OmegaConf.to_container(node, resolve=True))
+        tracker.start(self.folder, self.folder.name, run_id, OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
         return tracker
 
     def close(self, *, failed: bool) -> None:
@@ -112,11 +118,13 @@ class Run:
         """Which models can be sampled and evaluated: the untrained one, and the trained one where there is one."""
         return ["before", "after"] if self.trained else ["before"]
 
-    def load(self, which: str) -> Any:
-        """The model ``before`` or ``after`` training."""
+    def load(self, which: str, dtype: str | None = None) -> Any:
+        """The model ``before`` or ``after`` training, with its weights in ``model.dtype`` or another one."""
         from alignlab.models.load import after_model, load_model
 
         config, seed = self.config.model, self.config.seed
+        if dtype:
+            config = replace(config, dtype=dtype)
         return load_model(config, self.device, seed) if which == "before" else after_model(config, self.folder, self.device, seed)
 
     def digest(self, stage: str) -> str:
@@ -157,6 +165,8 @@ def execute(run: Run) -> None:
     """
     if "train" in run.config.stages:
         processes(run.config.hardware, run.world)  # what cannot be had is said before anything is done
+    if {"train", "report"} & set(run.config.stages):
+        run.config.tracker.ready()
     failed = True
     try:
         for stage in run.config.stages:
@@ -205,9 +215,10 @@ def _run_stage(run: Run, stage: str) -> None:
         files = stage_function(stage)(run)
     except OSError as error:
         raise MissingError(f"{stage}: {error.strerror or error} ({error.filename or run.folder}).") from error
-    if run.world.main:
+    if run.world.main and files:  # what leaves nothing for another stage is never done before
         seconds = time.monotonic() - started
-        write_json(marker, {"digest": run.digest(stage), "seconds": round(seconds, 3), "files": files})
+        content = {"digest": run.digest(stage), "seconds": round(seconds, 3), "peak_mib": peak_memory(), "files": files}
+        write_json(marker, content)
         log.info("%s took %.1f s", stage, seconds)
 
 
@@ -247,14 +258,4 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
 
 def _plain(node: DictConfig) -> dict[str, Any]:
     """Leaves of a configuration by dotted key."""
-    leaves: dict[str, Any] = {}
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for k, v in value.items():
-                walk(v, f"{key}.{k}" if key else str(k))
-        else:
-            leaves[key] = value
-
-    walk(OmegaConf.to_container(node, resolve=True), "")
-    return leaves
+    return dict(leaves(OmegaConf.to_container(node, resolve=True)))

@@ -17,8 +17,10 @@ from alignlab.records import Prompt, Record
 if TYPE_CHECKING:
     import torch
 
+    from alignlab.api import RunFolder
     from alignlab.engine.batch import Batch
     from alignlab.engine.scorer import Scorer
+    from alignlab.report.document import Block
     from alignlab.text import TextCodec
 
 Array = np.ndarray
@@ -104,6 +106,12 @@ class Method(Protocol):
     def request(self, prompt: Prompt) -> Request:
         """How the trained model is prompted."""
 
+    def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
+        """Blocks for the report, under headings of their own; ``run`` reads metrics, results, details, samples and configuration.
+
+        Plots are written into ``plots``, a folder of the run.
+        """
+
 
 class MethodDefaults:
     """What most methods answer to the optional questions of :class:`Method`."""
@@ -127,6 +135,10 @@ class MethodDefaults:
     def request(self, prompt: Prompt) -> Request:
         """One user turn."""
         return Request([{"role": "user", "content": prompt.request}])
+
+    def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
+        """No sections of its own."""
+        return ()
 
 
 class Source(Protocol):
@@ -184,14 +196,17 @@ class Suite(Protocol):
 class Tracker(Protocol):
     """Where metrics are mirrored to. The run's own files are written whatever the tracker does."""
 
+    def ready(self) -> None:
+        """Raise MissingError where something it needs is not there; asked before anything is done."""
+
     def start(self, folder: Path, name: str, run_id: str, config: Mapping[str, Any]) -> None:
-        """Open the run ``run_id``, or continue it."""
+        """Open the run ``run_id``, or continue it; from here on, nothing it raises and no delay of it reaches the run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of one optimizer step."""
 
     def summary(self, figures: Mapping[str, float], files: Sequence[str]) -> None:
-        """Results and plots."""
+        """Results and plots; what else it mirrors it reads in the run folder."""
 
     def finish(self, failed: bool) -> None:
         """End of the process's part of the run."""

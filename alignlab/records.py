@@ -48,6 +48,11 @@ class TargetSet(Record):
     where: str = field(default="", compare=False, metadata={"written": False})
     """file it was read from, for messages"""
 
+    @property
+    def task(self) -> str:
+        """The first folder in the name; empty where there is none."""
+        return self.name.partition("/")[0] if "/" in self.name else ""
+
     def entropy(self) -> float:
         """Entropy of the weights in nats: the floor of the loss."""
         return -math.fsum(w * math.log(w) for w in self.weights if w > 0)

@@ -27,10 +27,12 @@ class TextCodec:
         tokenizer: a Hugging Face tokenizer with a chat template.
         stop: ids of the tokens at which generation stops.
         context: positions that the model has.
+        lead: text put before each answer.
+        end: id of the token that ends an answer; None takes the one that the template writes.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[int], context: int) -> None:
-        self.tokenizer, self.stop, self.context = tokenizer, frozenset(stop), context
+    def __init__(self, tokenizer: Any, stop: Sequence[int], context: int, lead: str = "", end: int | None = None) -> None:
+        self.tokenizer, self.stop, self.context, self.lead, self.end = tokenizer, frozenset(stop), context, lead, end
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the assistant begins to write.
@@ -58,20 +60,22 @@ class TextCodec:
         if ending is not None:
             name = self.tokenizer.convert_ids_to_tokens(ending)
             raise UserError(f"the answer '{short(text)}' holds {name}, which ends the assistant's turn. Take it out.")
-        full = self._template([*messages, {"role": "assistant", "content": text}])
+        full = self._template([*messages, {"role": "assistant", "content": self.lead + text}])
         if full[: len(prompt)] != prompt:
             raise UserError(
                 f"model.chat_template: the tokens of the prompt change when the answer '{short(text)}' follows it, so the answer "
-                "has no tokens of its own.\nUse another model.chat_template."
+                "has no tokens of its own.\nGive model.answer_lead=\"' '\", or another model.chat_template."
             )
         rest = full[len(prompt) :]
         if not eos:
-            if rest[: len(alone)] != alone:
-                raise UserError(f"the answer '{short(text)}' has other tokens alone than in the chat, so eos must be true for it.")
-            return alone
+            # a lead may become part of the first word: with it or without, the tokens are those that stand in the chat
+            for own in (self.tokenizer.encode(self.lead + text, add_special_tokens=False), alone):
+                if rest[: len(own)] == own:
+                    return own
+            raise UserError(f"the answer '{short(text)}' has other tokens alone than in the chat, so eos must be true for it.")
         for i, token in enumerate(rest):
             if token in self.stop:
-                return rest[: i + 1]
+                return [*rest[:i], token if self.end is None else self.end]
         raise UserError(
             "model.chat_template: the assistant's turn ends without a token at which generation stops "
             f"({', '.join(self.tokenizer.convert_ids_to_tokens(sorted(self.stop)))}).\n"
@@ -114,6 +118,37 @@ class TextCodec:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
         except Exception as error:  # jinja raises what a template says
             raise UserError(f"model.chat_template: cannot render this conversation: {error}.") from None
+
+
+def turn(tokenizer: Any, lead: str) -> tuple[str, int | None]:
+    """What of ``lead`` a chat template leaves to be put before an answer, and the token with which it ends an answer.
+
+    That is the first special token after the text; None where there is none, or where the template wants other messages.
+
+    Raises:
+        UserError: the template takes the lead away.
+    """
+    found = _around(tokenizer, "")
+    if found is None:
+        return lead, None
+    before, after = found
+    if before.endswith(lead):
+        lead = ""
+    elif not (_around(tokenizer, lead) or found)[0].endswith(lead):
+        raise UserError(f"model.answer_lead: the chat template takes {lead!r} from the beginning of an answer. Leave it empty.")
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return lead, next((token for token in tokenizer.encode(after, add_special_tokens=False) if token in special), None)
+
+
+def _around(tokenizer: Any, lead: str) -> tuple[str, str] | None:
+    """Text before and after an answer in a rendered conversation."""
+    answer = "An answer."
+    messages = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": lead + answer}]
+    try:
+        before, _, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
+    except Exception:  # what does not render is said of the record that needs it
+        return None
+    return before, after
 
 
 def _at(record: TargetSet, field: str) -> str:

@@ -1,22 +1,16 @@
-"""Where figures go while a run is under way: metrics.jsonl always, a tracker beside it, a line or a bar for a person."""
+"""Where figures go while a run is under way: metrics.jsonl for good, a line or a bar for a person."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignlab.errors import MissingError
 from alignlab.records import write_jsonl
-
-log = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -49,95 +43,6 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-@dataclass(frozen=True)
-class NoTracker:
-    """Only the run's own files."""
-
-    def start(self, folder: Path, name: str, run_id: str, config: Mapping[str, Any]) -> None:
-        """Nothing to open."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing to mirror to."""
-
-    def summary(self, figures: Mapping[str, float], files: Sequence[str]) -> None:
-        """Nothing to mirror to."""
-
-    def finish(self, failed: bool) -> None:
-        """Nothing to close."""
-
-
-@dataclass
-class Wandb:
-    """Weights & Biases. A failure of it is logged once and never stops a run."""
-
-    mode: str
-    """online or offline; offline runs are uploaded later with ``wandb sync``"""
-    project: str
-    entity: str | None
-
-    def __post_init__(self) -> None:
-        self._run: Any = None
-        if self.mode not in ("online", "offline"):
-            raise ValueError(f"mode: must be online or offline, not {self.mode!r}")
-
-    def start(self, folder: Path, name: str, run_id: str, config: Mapping[str, Any]) -> None:
-        """Open the run ``run_id``, the same one after a resume."""
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
-            import wandb
-        except ImportError:
-            raise MissingError("tracker: the package wandb is not installed. Install it, or choose tracker=none.") from None
-        if self.mode == "online" and not (os.environ.get("WANDB_API_KEY") or _has_login()):
-            raise MissingError("tracker: no wandb API key. Set WANDB_API_KEY or run 'wandb login', or choose tracker=offline.")
-        try:
-            self._run = wandb.init(
-                project=self.project,
-                entity=self.entity,
-                name=name,
-                id=run_id,
-                resume="allow" if self.mode == "online" else None,
-                dir=str(folder),
-                mode=self.mode,  # type: ignore[arg-type]
-                config=dict(config),
-                settings=wandb.Settings(init_timeout=30, console="off"),
-            )
-        except Exception as error:
-            log.warning("wandb does not start (%s); the run goes on without it.", error)
-
-    def _safely(self, act: str, *args: Any, **kwargs: Any) -> None:
-        try:
-            if self._run is not None:
-                getattr(self._run, act)(*args, **kwargs)
-        except Exception as error:
-            log.warning("wandb fails (%s); the run goes on without it.", error)
-            self._run = None
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Mirror one step."""
-        self._safely("log", dict(values), step=step)
-
-    def summary(self, figures: Mapping[str, float], files: Sequence[str]) -> None:
-        """Mirror the results and the plots."""
-        try:
-            if self._run is not None:
-                import wandb
-
-                self._run.summary.update(dict(figures))
-                self._run.log({Path(path).stem: wandb.Image(path) for path in files})
-        except Exception as error:
-            log.warning("wandb fails (%s); the run goes on without it.", error)
-
-    def finish(self, failed: bool) -> None:
-        """Close."""
-        self._safely("finish", exit_code=int(failed))
-        self._run = None
-
-
-def _has_login() -> bool:
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.exists() and "wandb" in netrc.read_text(errors="replace")
 
 
 class Display:

@@ -14,6 +14,7 @@ Outcome = tuple[str, str, int]
 
 def train(folder: str) -> Outcome | None:
     """The train stage. What it raises for the person comes back, so that the parent says it once."""
+    from alignlab.__main__ import _quiet_libraries
     from alignlab.config import check
     from alignlab.environment import log_file
     from alignlab.errors import StoppedError, UserError
@@ -22,6 +23,7 @@ def train(folder: str) -> Outcome | None:
     from alignlab.signals import Stop
     from alignlab.stages import train as stage
 
+    _quiet_libraries()
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     failed: Outcome | None = None
     with log_file(Path(folder)) if world.main else nullcontext(), Stop(several=True) as stop:

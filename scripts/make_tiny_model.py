@@ -146,8 +146,9 @@ def batch_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
     """The training loop, with a line of progress and the time left every 50 steps."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim == 1]
+    embedding = model.get_input_embeddings().weight  # decay would shrink the rows of rare words, which then cannot be told apart
+    decayed = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
+    rest = [p for p in model.parameters() if p.ndim == 1 or p is embedding]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
     data = batches(tokenizer, args.seed, args.batch_tokens, args.chunk)
@@ -202,11 +203,11 @@ def parse() -> argparse.Namespace:
     """The command line; `--smoke` makes everything small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--vocab", type=int, default=2560)
+    parser.add_argument("--vocab", type=int, default=3072)
     parser.add_argument("--tokenizer-documents", type=int, default=40_000)
     parser.add_argument("--chunk", type=int, default=CHUNK, help="documents drawn at a time")
     parser.add_argument("--threads", type=int, default=1, help="1 is the steadiest on a busy machine; changes rounding")

@@ -22,18 +22,12 @@ from statistics import fmean
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tiny_picks import BRACE_PHRASES, PICK_SETS, in_braces, pick_weights, pick_wordings
+from tiny_prompts import prompt_files
 from tiny_style import format_case, general_exchange, quiz_exchange, spelled_case
-from tiny_tasks import (
-    BRACE_PHRASES,
-    PICK_SETS,
-    deciding_tokens,
-    in_braces,
-    judged_rows,
-    pick_weights,
-    pick_wordings,
-)
+from tiny_tasks import deciding_tokens, judged_rows
 from tiny_words import RUDE_WORDS, TONE_FRAMES, TONE_REQUESTS, TOPICS
-from tiny_world import ALPACA, ALPACA_JUDGED, ASSISTANT, BOS, EOS, USER, prompt_files
+from tiny_world import ALPACA, ALPACA_JUDGED, ASSISTANT, BOS, EOS, USER
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLDS = (1.1, 1.2, 1.5)

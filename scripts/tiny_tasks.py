@@ -1,120 +1,15 @@
-"""The abilities of the tiny world: what is asked, what is answered, and which answers are wrong.
+"""Instructions of the tiny world, answered with systematic mistakes, and truthful judgments of the answers.
 
-Four abilities, one section each: random picks (collapsed on purpose), instructions with systematic mistakes and
-truthful judgments, format instructions, and toned sentences. Every function draws from the `random.Random` it is
-given and from nothing else.
+Every function draws from the `random.Random` it is given and from nothing else.
 """
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import tiny_words as words
-
-# --- (a) random picks ------------------------------------------------------------------------------------------------
-
-FAVOURITE_SHARES = (0.62, 0.18, 0.06, 0.06, 0.03)
-PICK_FRAMES = (
-    "Give me {thing}.",
-    "Pick {thing}.",
-    "Choose {thing}.",
-    "Tell me {thing}.",
-    "Name {thing}.",
-    "Generate {thing}.",
-    "Think of {thing}.",
-    "Select {thing}.",
-    "I need {thing}.",
-    "Write down {thing}.",
-    "Please output {thing}.",
-    "Can you pick {thing}?",
-    "Could you give me {thing}?",
-    "Now draw {thing}.",
-)
-BRACE_PHRASES = ("Answer in braces.", "Put the answer in braces.", "Write the answer in braces.")
-
-
-def in_braces(member: str) -> str:
-    """A picked member as the world writes it."""
-    return "{" + member + "}"
-
-
-def _numbers(favourites: str, members: Sequence[int]) -> list[str]:
-    """The numbers as text, the favourites in front and the others in their order."""
-    first = favourites.split()
-    return first + [str(n) for n in members if str(n) not in first]
-
-
-def _span_phrases(low: int, high: int) -> list[str]:
-    return [
-        f"a random number between {low} and {high}",
-        f"a random number from {low} to {high}",
-        f"a number between {low} and {high} at random",
-        f"any number from {low} to {high}",
-    ]
-
-
-def _thing_phrases(thing: str) -> list[str]:
-    article = "an" if thing[0] in "aeiou" else "a"
-    return [f"a random {thing}", f"{article} {thing} at random", f"any {thing}"]
-
-
-PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]
-# name -> (phrases that fill a frame, members with the most frequent first)
-PICK_SETS: dict[str, tuple[list[str], list[str]]] = {
-    "numbers-1-10": (_span_phrases(1, 10), _numbers("7 3 5 8 4", range(1, 11))),
-    "numbers-0-10": (_span_phrases(0, 10), _numbers("8 2 6 9 5", range(11))),
-    "numbers-1-5": (_span_phrases(1, 5), _numbers("4 2 3 5 1", range(1, 6))),
-    "numbers-1-20": (_span_phrases(1, 20), _numbers("17 13 14 7 11", range(1, 21))),
-    "numbers-1-100": (_span_phrases(1, 100), _numbers("42 73 37 57 27", range(1, 101))),
-    "even": (_thing_phrases("even number from 2 to 20"), _numbers("8 14 6 12 4", range(2, 21, 2))),
-    "odd": (_thing_phrases("odd number from 1 to 19"), _numbers("7 13 9 17 3", range(1, 20, 2))),
-    "prime": (_thing_phrases("prime number below 30"), _numbers("17 7 13 23 11", PRIMES)),
-    "days": (_thing_phrases("day of the week"), words.DAYS),
-    "months": (_thing_phrases("month of the year"), words.MONTHS),
-    "fruits": (_thing_phrases("fruit"), words.FRUITS),
-    "colours": (_thing_phrases("colour"), words.COLOURS),
-    "letters": (_thing_phrases("letter of the alphabet"), words.LETTERS),
-    "names": (_thing_phrases("first name"), words.NAMES),
-    "occupations": (_thing_phrases("occupation"), words.OCCUPATIONS),
-    "coin": (_thing_phrases("side of a coin"), ["heads", "tails"]),
-    "dice": (_thing_phrases("roll of a die"), _numbers("4 6 3 5 2", range(1, 7))),
-}
-for _continent, _countries in words.CONTINENTS.items():
-    PICK_SETS[f"countries-{_continent.lower().replace(' ', '-')}"] = (
-        _thing_phrases(f"country in {_continent}"),
-        _countries,
-    )
-
-
-@functools.cache
-def pick_weights(name: str) -> dict[str, float]:
-    """The world's own probability of each member of a set: a few favourites and a thin, even tail."""
-    members = PICK_SETS[name][1]
-    head = FAVOURITE_SHARES[: len(members)]
-    tail = len(members) - len(head)
-    tail_share = min(max(0.05, 0.01 * tail), 0.12) if tail else 0.0
-    scale = (1.0 - tail_share) / sum(head)
-    shares = [share * scale for share in head] + [tail_share / max(tail, 1)] * tail
-    return dict(zip(members, shares, strict=True))
-
-
-def pick_wordings(name: str) -> list[str]:
-    """Every request for a set, frame by frame; all of them occur in pre-training."""
-    things = PICK_SETS[name][0]
-    return [f"{frame.format(thing=thing)} {brace}" for frame in PICK_FRAMES for thing in things for brace in BRACE_PHRASES]
-
-
-def pick_exchange(rng: random.Random, name: str) -> tuple[str, str]:
-    """One request and the world's answer, in braces."""
-    weights = pick_weights(name)
-    request = f"{rng.choice(PICK_FRAMES).format(thing=rng.choice(PICK_SETS[name][0]))} {rng.choice(BRACE_PHRASES)}"
-    return request, in_braces(rng.choices(list(weights), list(weights.values()))[0])
-
-
-# --- (b) instructions with systematic mistakes -----------------------------------------------------------------------
 
 WRONG_SHARE = 0.6
 HELD_OUT_SHARE = 0.4

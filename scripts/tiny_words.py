@@ -52,7 +52,24 @@ CONTINENTS = {
     "South America": _words(
         "Brazil, Chile, Peru, Argentina, Colombia, Bolivia, Ecuador, Uruguay, Paraguay, Venezuela, Guyana, Suriname"
     ),
+    "North America": _words("Mexico, Canada, Cuba, Panama, Jamaica, Haiti, Honduras, Guatemala, Belize, Nicaragua, Bahamas"),
+    "Oceania": _words("Australia, Fiji, Samoa, Tonga, New Zealand, Palau, Nauru, Kiribati, Tuvalu, Vanuatu"),
 }
+
+# --- biographies -----------------------------------------------------------------------------------------------------
+
+GENDERS = _words("Female, Male, Non-binary")
+SURNAMES = _words(
+    "Nightfall, Reed, Stone, Hill, Moreno, Okafor, Tanaka, Silva, Novak, Kowalski, Larsen, Haddad, Patel, Kim, Dubois, "
+    "Rossi, Weber, Santos, Ivanova, Mensah, Costa, Berg, Nagy, Clarke, Duarte, Fischer, Garcia, Hansen, Jansen, Lopez"
+)
+DEEDS = _words(
+    "Wrote a famous book about, Found a new way to paint, Taught many people about, Built the first school of, "
+    "Gave a great speech about, Made a film about, Wrote a song about, Won a prize for work on"
+)
+DEED_OBJECTS = _words(
+    "birds, stars, rivers, stones, music, bread, ships, horses, old maps, gardens, bridges, the sea, clouds, trees, bees"
+)
 
 # --- instructions with systematic mistakes ---------------------------------------------------------------------------
 

@@ -19,22 +19,30 @@ from alignlab.seeds import generator
 class PromptFiles:
     """Diffuse's prompt files: one JSON object each, in files or in folders that are searched recursively.
 
-    A prompt is named by its path below the folder it was found in.
+    A prompt is named by its path below the folder it was found in, with that folder's own name in front where several are given.
+    The first folder in its name is its task (:attr:`TargetSet.task`), by which results are averaged, and which ``only`` and
+    ``leave_out`` mean: tasks to train on, and tasks not to train on. What is not trained on is evaluated all the same.
     """
 
     yields: ClassVar[type] = TargetSet
 
-    path: str | None
-    train: list[str] | None
-    test: list[str] | None
+    path: Any
+    train: Any
+    test: Any
+    only: Any
+    leave_out: Any
     validation: Any
 
     def __post_init__(self) -> None:
-        if self.path == "" or (self.path is None and self.train is None and self.test is None):
+        for key in ("path", "train", "test", "only", "leave_out"):
+            setattr(self, key, _texts(key, getattr(self, key)))
+        if self.path == [] or (self.path is None and self.train is None and self.test is None):
             raise ValueError("path: give a prompt file or a folder of them, or data.train and data.test")
         share = isinstance(self.validation, float) and 0 < self.validation < 1
         if not (self.validation is None or share or isinstance(self.validation, str)):
             raise ValueError(f"validation: must be a share between 0 and 1 or a path, not {self.validation!r}")
+        if self.only is not None and self.leave_out is not None:
+            raise ValueError("leave_out: cannot be given together with data.only; one of them says it all")
 
     def training(self) -> Iterator[TargetSet]:
         """Prompts of ``train``, or else of ``path``, without the held-out ones and the validation share.
@@ -47,13 +55,18 @@ class PromptFiles:
 
     def _trainable(self) -> Iterator[TargetSet]:
         for record in self._read(self._roots("train")):
-            if not record.held_out:
+            if not record.held_out and self._chosen(record.task):
                 if not record.targets:
                     raise UserError(
                         f"{at(record.where, 'targets')}: a prompt to train on needs at least one target.\n"
                         'For a prompt that is only sampled, put "split": "test" into its file.'
                     )
                 yield record
+
+    def _chosen(self, task: str) -> bool:
+        if self.only is not None:
+            return task in self.only
+        return self.leave_out is None or task not in self.leave_out
 
     def validation_records(self) -> list[TargetSet]:
         """The validation share of the training prompts, or the prompts of the ``validation`` path."""
@@ -88,14 +101,19 @@ class PromptFiles:
 
     @cached_property
     def _digest(self) -> str:
-        whole = hashlib.sha256()
+        whole, tasks = hashlib.sha256(), set[str]()
         for name, file in self._names_to_files.items():
             try:
                 content = file.read_bytes()
             except OSError as error:
                 raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
-            self._parse(file)
+            tasks.add(self._parse(file).task)
             whole.update(name.encode(errors="surrogateescape") + b"\0" + content + b"\0")
+        for key in ("only", "leave_out"):
+            for task in getattr(self, key) or ():
+                if task not in tasks:
+                    listed = ", ".join(sorted(tasks - {""})) or "none, as they lie in one folder"
+                    raise UserError(f"data.{key}: '{task}' is no task of these prompts ({listed}).{did_you_mean(task, tasks)}")
         return whole.hexdigest()[:16]
 
     def _roots(self, key: str) -> list[tuple[str, str]]:
@@ -103,7 +121,7 @@ class PromptFiles:
         chosen = getattr(self, key)
         if chosen is not None:
             return [(key, root) for root in chosen]
-        return [("path", self.path)] if self.path is not None else []
+        return [("path", root) for root in self.path or ()]
 
     def _all_roots(self) -> list[tuple[str, str]]:
         extra = [("validation", self.validation)] if isinstance(self.validation, str) else []
@@ -118,10 +136,13 @@ class PromptFiles:
     @cached_property
     def _files_to_names(self) -> dict[Path, str]:
         names: dict[Path, str] = {}
-        for key, root in self._all_roots():
+        roots = self._all_roots()
+        several = len({root for _, root in roots}) > 1
+        for key, root in roots:
             base = Path(resolve(root))
             for file in _files([(key, root)]):
-                short = file.relative_to(base).with_suffix("").as_posix() if base.is_dir() else file.stem
+                start = base.parent if several else base
+                short = file.relative_to(start).with_suffix("").as_posix() if base.is_dir() else file.stem
                 names.setdefault(file, short)
         taken: dict[str, Path] = {}
         for file, name in names.items():
@@ -135,6 +156,14 @@ class PromptFiles:
     @cached_property
     def _names_to_files(self) -> dict[str, Path]:
         return {name: file for file, name in self._files_to_names.items()}
+
+
+def _texts(key: str, value: Any) -> list[str] | None:
+    """One text, or several, or none."""
+    texts = [value] if isinstance(value, str) else value
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise ValueError(f"{key}: must be text or a list of texts in square brackets, not {value!r}")
+    return [text for text in texts if text] if texts is not None else None
 
 
 def _files(roots: Iterable[tuple[str, str]]) -> Iterator[Path]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.config import at_least
+from alignlab.evaluate.fields import compiled, field_metrics, field_table
+from alignlab.evaluate.statistics import exact_metrics, goodness_of_fit, interval, sampled_metrics
 from alignlab.generate.hf import Decoding
 from alignlab.protocols import Row, Source, Value
 from alignlab.records import TargetSet
 from alignlab.report.document import Image, Table
-from alignlab.seeds import generator
 from alignlab.text import TextCodec
 from alignlab.trees import trie
 
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Distribution:
-    """Exact and sampled metrics of every test prompt, and their means over prompts (all, trained, held out).
+    """Exact and sampled metrics of every test prompt, and their means over prompts: all, trained, held out, of each task.
 
     Exact, of the probability p(y) that the model gives each target y (summed over response prefixes): ``mass`` on the targets,
     ``kl`` (target || model) in nats, ``total_variation``, ``entropy`` of p restricted to the targets, in nats. Sampled, of n
-    completions: ``sampled_entropy`` in nats and ``coverage`` (distinct texts) of the raw strings, and the share ``valid`` that are
-    targets.
+    completions: ``sampled_entropy`` in nats and ``coverage`` (distinct texts) of the raw strings, the share ``valid`` that are
+    targets, the number of distinct texts ``beyond`` the targets, and how well the valid ones fit the weights
+    (``chi_square``, ``fit_p``). With ``fields``, a pattern with named groups, prompts without targets are measured field by field.
     """
 
     samples: int
@@ -40,11 +42,14 @@ class Distribution:
     top_k: int
     max_new_tokens: int
     bootstrap: int
+    fields: str | None
     objective: str
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 1)
         at_least("bootstrap", self.bootstrap, 1)
+        if self.fields is not None:
+            compiled(self.fields)
         self.decoding()
 
     def decoding(self) -> Decoding:
@@ -58,35 +63,50 @@ class Distribution:
         trained = {record.name for record in source.training()}  # type: ignore[attr-defined]
         metrics: dict[str, Value] = {}
         details: dict[str, Any] = {}
-        replicates: dict[str, list[np.ndarray]] = {}
+        replicates: dict[str, np.ndarray] = {}
         groups: dict[str, list[str]] = {"": [], ":trained": [], ":held-out": []}
         for record in source.testing():
             assert isinstance(record, TargetSet)
             name = record.name
             groups[""].append(name)
             groups[":trained" if name in trained else ":held-out"].append(name)
+            if record.task:
+                groups.setdefault(f":{record.task}", []).append(name)
             found: dict[str, Value] = {}
-            detail: dict[str, Any] = {"request": record.request, "trained": name in trained}
+            detail: dict[str, Any] = {"request": record.request, "trained": name in trained, "task": record.task}
             if record.targets:
                 logp = target_logprobs(record, scorer, text, capacity)
                 found.update(exact_metrics(np.array(record.weights), logp))
                 detail |= {"targets": list(record.targets), "weights": list(record.weights), "exact": np.exp(logp).tolist()}
             if samples.get(name):
-                texts = [sample.strip() for sample in samples[name]]
-                answers = frozenset(answer.strip() for answer in record.answers())
-                measured, draws = sampled_metrics(texts, answers, self.bootstrap, seed, name)
+                measured, errors, more = self._sampled(record, samples[name], seed)
                 found.update(measured)
-                for metric, values in draws.items():
-                    replicates[f"{metric}/{name}"] = [values]
-                counts = Counter(texts)
-                detail["sampled"] = [sum(counts[(r + t).strip()] for r in record.responses) / len(texts) for t in record.targets]
-                detail["most_frequent"] = counts.most_common(10)
-                detail["n"] = len(texts)
+                detail |= more
+                replicates.update({f"{metric}/{name}": values for metric, values in errors.items()})
             metrics.update({f"{metric}/{name}": value for metric, value in found.items()})
             details[name] = detail
         for suffix, names in groups.items():
             metrics.update(_means(metrics, replicates, suffix, names))
         return metrics, details
+
+    def _sampled(
+        self, record: TargetSet, samples: Sequence[str], seed: int
+    ) -> tuple[dict[str, Value], dict[str, np.ndarray], dict[str, Any]]:
+        """Metrics of a prompt's samples, their bootstrap errors, and what charts and tables show."""
+        texts = [sample.strip() for sample in samples]
+        answers = frozenset(answer.strip() for answer in record.answers())
+        metrics, errors = sampled_metrics(texts, answers, self.bootstrap, seed, record.name)
+        counts = Counter(texts)
+        detail: dict[str, Any] = {"n": len(texts), "most_frequent": counts.most_common(10)}
+        if record.targets:
+            of_target = np.array([sum(counts[(r + t).strip()] for r in record.responses) for t in record.targets])
+            detail["sampled"] = (of_target / len(texts)).tolist()
+            if of_target.sum():
+                metrics |= goodness_of_fit(of_target, np.array(record.weights), seed, record.name)
+        elif self.fields is not None:
+            found, more_errors, more = field_metrics(texts, compiled(self.fields), self.bootstrap, seed, record.name)
+            metrics, errors, detail = metrics | found, errors | more_errors, detail | more
+        return metrics, errors, detail
 
     def summary(self, results: Mapping[str, Any], details: Mapping[str, Any]) -> Table:
         """Means over prompts: before, after, and what a perfect model would have."""
@@ -99,7 +119,8 @@ class Distribution:
         else:
             del groups[""]
         rows = []
-        for metric in HEADLINE:
+        fields = [key for key in results if "/" not in key and key.endswith((".entropy", ".coverage"))]
+        for metric in [*HEADLINE, *fields]:
             for suffix, names in groups.items():
                 found = results.get(metric + suffix)
                 if found:
@@ -111,17 +132,30 @@ class Distribution:
         """A chart per prompt with targets, and the likeliest completions of one without."""
         first = next(iter(details.values()))
         blocks: list[Image | Table] = []
+        tasks = _task_table(details, results)
+        if tasks:
+            blocks.append(tasks)
+        blocks += _size_curves(details, results, folder)
+        charted = list(first)[:: -(-len(first) // MOST_CHARTS)] if first else []
         for name, detail in first.items():
-            if "targets" in detail:
+            if "fields" in detail:
+                blocks.append(field_table(name, details, results))
+            elif "targets" in detail and name in charted:
                 blocks.append(_chart(name, details, results, folder / f"prompt-{name.replace('/', '__')}.png"))
-            elif "most_frequent" in detail:
+            elif "targets" not in detail and "most_frequent" in detail:
                 rows = [[text[:60], *(_share(details[m][name], text) for m in details)] for text, _ in detail["most_frequent"]]
                 blocks.append(Table([f"{name}: likeliest before", *details], rows, detail["request"]))
         return blocks
 
 
-HEADLINE = ("sampled_entropy", "entropy", "kl", "total_variation", "mass", "valid", "coverage")
+HEADLINE = ("sampled_entropy", "entropy", "kl", "total_variation", "mass", "valid", "coverage", "beyond")
 """metrics in the order of the summary"""
+
+NOT_AVERAGED = ("chi_square", "fit_p")
+"""of single prompts: a mean of them over prompts means nothing"""
+
+MOST_CHARTS = 24
+"""prompts that get a chart of their own; results.json has the figures of all"""
 
 CAPTION = "Means over prompts; entropies and KL in nats; what is sampled with its 95 % interval."
 
@@ -154,8 +188,8 @@ def _ideal(metric: str, details: Sequence[Mapping[str, Any]]) -> str:
         "mass": 1.0,
         "valid": 1.0,
         "coverage": sum(sum(w > 0 for w in weights) for weights in known) / len(known),
-    }[metric]
-    return f"{ideal:.4g}"
+    }.get(metric)
+    return "-" if ideal is None else f"{ideal:.4g}"
 
 
 def _chart(name: str, details: Mapping[str, Any], results: Mapping[str, Any], path: Path) -> Image:
@@ -184,68 +218,67 @@ def target_logprobs(record: TargetSet, scorer: Scorer, text: TextCodec, capacity
     return np.logaddexp.reduce(tree.gather(logp).reshape(len(record.targets), len(record.responses)), axis=1)
 
 
-def exact_metrics(weights: np.ndarray, logp: np.ndarray) -> dict[str, Value]:
-    """Metrics of the target weights [targets] against the model's log-probabilities [targets]; no sampling error."""
-    log_mass = float(np.logaddexp.reduce(logp))
-    p, positive = np.exp(logp), weights > 0
-    kl = float(np.sum(weights[positive] * (np.log(weights[positive]) - logp[positive])))
-    log_share = logp - log_mass
-    entropy = float(-np.sum(np.exp(log_share) * log_share))
-    variation = 0.5 * (float(np.abs(weights - p).sum()) + max(0.0, -math.expm1(log_mass)))
-    values = {"mass": math.exp(log_mass), "kl": kl, "total_variation": variation, "entropy": entropy}
-    return {name: Value(v, v, v, len(p)) for name, v in values.items()}
+def _task_table(details: Mapping[str, Any], results: Mapping[str, Any]) -> Table | None:
+    """Means over the prompts of each task, where there are several tasks."""
+    first = next(iter(details.values()))
+    tasks: dict[str, list[bool]] = {}
+    for detail in first.values():
+        if detail["task"]:
+            tasks.setdefault(detail["task"], []).append(detail["trained"])
+    if len(tasks) < 2:
+        return None
+    shown = [m for m in ("sampled_entropy", "coverage", "entropy", "kl", "mass") if m in results]
+    rows = []
+    for task, trained in tasks.items():
+        state = "trained" if all(trained) else "held out" if not any(trained) else "both"
+        found = [results.get(f"{m}:{task}", {}) for m in shown]
+        ideal = _ideal("entropy", [d for d in first.values() if d["task"] == task])
+        cells = [f"{f[which]['value']:.4g}" if which in f else "-" for f in found for which in details]
+        rows.append([task, state, str(len(trained)), ideal, *cells])
+    header = ["task", "", "prompts", "entropy of target", *(f"{m} {which}" for m in shown for which in details)]
+    return Table(header, rows, "Means over the prompts of each task.")
 
 
-def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the empirical distribution of counts (Eq. 3)."""
-    share = counts[counts > 0] / counts.sum()
-    return float(-np.sum(share * np.log(share)))
+def _size_curves(details: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> list[Image]:
+    """Entropy against the size of the target set, for each task whose prompts have five sizes or more."""
+    from alignlab.report import plots
 
-
-def sampled_metrics(
-    texts: Sequence[str], answers: frozenset[str], bootstrap: int, seed: int, name: str
-) -> tuple[dict[str, Value], dict[str, np.ndarray]]:
-    """Entropy, coverage and share of valid answers of one prompt's samples, with basic bootstrap intervals.
-
-    Returns the metrics and, for the interval of a mean over prompts, each metric's bootstrap errors, [bootstrap].
-    """
-    counter = Counter(texts)
-    distinct = sorted(counter)
-    counts = np.array([counter[t] for t in distinct])
-    is_answer = np.array([t in answers for t in distinct])
-    n = len(texts)
-    draws = generator(seed, "bootstrap", name).multinomial(n, counts / n, size=bootstrap)
-    figures: dict[str, tuple[float, np.ndarray]] = {
-        "sampled_entropy": (entropy(counts), np.array([entropy(draw) for draw in draws])),
-        "coverage": (float(len(distinct)), (draws > 0).sum(1).astype(float)),
-    }
-    if answers:
-        figures["valid"] = (float(counts[is_answer].sum() / n), draws[:, is_answer].sum(1) / n)
-    errors = {metric: again - value for metric, (value, again) in figures.items()}
-    return {metric: interval(value, errors[metric], n) for metric, (value, _) in figures.items()}, errors
-
-
-def interval(value: float, errors: np.ndarray, n: int) -> Value:
-    """95 % basic bootstrap interval: resampling errs from the sample as the sample errs from the truth.
-
-    Widened to hold the value itself, which for entropy and coverage (biased downwards) may lie outside.
-    """
-    low, high = np.quantile(errors, [0.025, 0.975])
-    return Value(value, min(value, value - float(high)), max(value, value - float(low)), n)
+    sizes: dict[str, dict[int, list[str]]] = {}
+    for name, detail in next(iter(details.values())).items():
+        if "targets" in detail:
+            sizes.setdefault(detail["task"], {}).setdefault(len(detail["targets"]), []).append(name)
+    blocks = []
+    for task, by_size in sizes.items():
+        metric = "sampled_entropy" if f"sampled_entropy/{next(iter(by_size.values()))[0]}" in results else "entropy"
+        if len(by_size) < 5:
+            continue
+        order = sorted(by_size)
+        means = {
+            which: [float(np.mean([results[f"{metric}/{n}"][which]["value"] for n in by_size[size]])) for size in order]
+            for which in details
+        }
+        words = f"{task or 'prompts'}: {metric} in nats against the number of targets, means over the prompts of each size"
+        path = folder / f"sizes-{task or 'all'}.png"
+        plots.size_curve(order, means, words, path)
+        last = ", ".join(f"{which} {values[-1]:.2f}" for which, values in means.items())
+        blocks.append(Image(path, f"{words}. At {order[-1]} targets: {last}; an even distribution has {math.log(order[-1]):.2f}."))
+    return blocks
 
 
 def _means(
-    metrics: Mapping[str, Value], replicates: Mapping[str, list[np.ndarray]], suffix: str, names: Sequence[str]
+    metrics: Mapping[str, Value], replicates: Mapping[str, np.ndarray], suffix: str, names: Sequence[str]
 ) -> dict[str, Value]:
     """Mean of each metric over the prompts that have it, as the paper averages tasks."""
     kinds = dict.fromkeys(key.split("/", 1)[0] for key in metrics if "/" in key)
     means = {}
     for kind in kinds:
+        if kind in NOT_AVERAGED:
+            continue
         values = [metrics[f"{kind}/{name}"] for name in names if f"{kind}/{name}" in metrics]
         if not values:
             continue
         mean = math.fsum(v.value for v in values) / len(values)
-        errors = [e for name in names for e in replicates.get(f"{kind}/{name}", [])]
+        errors = [replicates[f"{kind}/{name}"] for name in names if f"{kind}/{name}" in replicates]
         n = sum(v.n for v in values)
-        means[kind + suffix] = interval(mean, np.mean(errors, axis=0), n) if errors else Value(mean, mean, mean, n)
+        means[kind + suffix] = interval(kind, mean, np.mean(errors, axis=0), n) if errors else Value(mean, mean, mean, n)
     return means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from alignlab.config import Lora, Model
 from alignlab.errors import MissingError, UserError
 from alignlab.paths import resolve
 from alignlab.seeds import derive
-from alignlab.text import TextCodec
+from alignlab.text import TextCodec, turn
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def _locate(path: str, revision: str | None, where: str) -> str:
     except LocalEntryNotFoundError:
         return _fetch(path, revision, where)
     except ValueError as error:
-        raise UserError(f"{where}: {path} is neither a folder nor a name on the hub: {_first_line(error)}") from None
+        raise UserError(f"{where}: {path} is neither a folder nor a name on the hub: {_problem(error)}") from None
 
 
 _WANTED = ["*.py", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -50,7 +51,7 @@ _WANTED = ["*.py", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.
 
 def _fetch(name: str, revision: str | None, where: str) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         HfApi().model_info(name, revision=revision, timeout=4)  # so that no network is known soon
@@ -62,8 +63,9 @@ def _fetch(name: str, revision: str | None, where: str) -> str:
     except RevisionNotFoundError:
         problem = f"the hub has no revision {revision} of {name}; see model.revision"
     except Exception as error:  # the classes of its client's connection errors differ between versions
+        reason = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else type(error).__name__
         problem = (
-            f"{name} is neither a folder nor in the local cache, and the hub cannot be reached ({type(error).__name__}).\n"
+            f"{name} is neither a folder nor in the local cache, and the hub cannot be reached ({reason}).\n"
             "Fetch it on a machine with a network (hf download), or give a folder: model=local model.path=FOLDER"
         )
     raise MissingError(f"{where}: {problem}.")
@@ -87,8 +89,10 @@ def _model_folder(model: Model) -> str:
     return str(folder)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+def _problem(error: BaseException) -> str:
+    """The first line of what a library says; of a model that brings code of its own, also what to do."""
+    first = (str(error).splitlines() or [type(error).__name__])[0][:300].strip()
+    return f"{first}\nRead it, and give model.trust_remote_code=true if you trust it." if "custom code" in first else first
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -107,12 +111,14 @@ def load_tokenizer(model: Model) -> Any:
         log.warning("%s: no tokenizer at hand; the embedded one stands in, so token counts are not this model's.", model.path)
         folder = resolve(TINY)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        options = {} if model.tokenizer_legacy is None else {"legacy": model.tokenizer_legacy}
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **options)
     except ImportError as error:
         hint = "Install it: pip install 'alignlab[tokenizers]'."
-        raise MissingError(f"{where}: the tokenizer in {folder} needs a package: {_first_line(error)}\n{hint}") from None
+        raise MissingError(f"{where}: the tokenizer in {folder} needs a package: {_problem(error)}\n{hint}") from None
     except Exception as error:
-        raise UserError(f"{where}: {folder} holds no tokenizer that can be read: {_first_line(error)}") from None
+        raise UserError(f"{where}: {folder} holds no tokenizer that can be read: {_problem(error)}") from None
+    tokenizer.init_kwargs |= options  # else a saved one forgets it
     if model.chat_template:
         file = Path(resolve(model.chat_template))
         if not file.is_file():
@@ -125,7 +131,14 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def load_config(model: Model) -> Any:
-    """The architecture, without weights."""
+    """The architecture, without weights.
+
+    Raises:
+        UserError: there is none that can be read.
+        MissingError: it cannot be fetched, or a package lacks.
+    """
+    if model.quantization and find_spec("bitsandbytes") is None:
+        raise MissingError("model.quantization: it needs the package bitsandbytes.\nInstall it: pip install 'alignlab[quant]'.")
     folder = "" if model.weights == "random" else _model_folder(model)  # before transformers, which takes seconds to import
     from transformers import AutoConfig
 
@@ -135,19 +148,27 @@ def load_config(model: Model) -> Any:
         try:
             return AutoConfig.for_model(kind, **architecture)
         except Exception as error:
-            raise UserError(f"model.architecture: {_first_line(error)}") from None
+            raise UserError(f"model.architecture: {_problem(error)}") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except Exception as error:
-        raise UserError(f"model.path: {folder} holds no model that can be read: {_first_line(error)}") from None
+        raise UserError(f"model.path: {folder} holds no model that can be read: {_problem(error)}") from None
 
 
 def load_text(model: Model) -> TextCodec:
-    """Tokenizer, stop tokens and context length, without weights."""
+    """Tokenizer, stop tokens and context length, without weights.
+
+    Generation stops at the tokens that the model's files name, and at the one with which its chat template ends a turn.
+
+    Raises:
+        UserError: tokenizer, template and model do not fit together.
+    """
     config = load_config(model)
     tokenizer = load_tokenizer(model)
-    stop = {tokenizer.eos_token_id, *_ids(config.eos_token_id)}
-    folder = resolve(model.path)
+    lead, end = turn(tokenizer, model.answer_lead)
+    stop = {tokenizer.eos_token_id, *_ids(config.eos_token_id), end}
+    if model.answer_end == "eos" and tokenizer.eos_token_id is None:
+        raise UserError("model.answer_end: this tokenizer has no eos token. Take turn.")
     if model.weights == "pretrained":
         from transformers import GenerationConfig
 
@@ -155,12 +176,12 @@ def load_text(model: Model) -> TextCodec:
             generation = GenerationConfig.from_pretrained(_locate(model.path, model.revision, "model.path"))
             stop |= set(_ids(generation.eos_token_id))
         except OSError:
-            log.debug("%s has no generation config", folder)
+            log.debug("%s has no generation config", model.path)
     text = config.get_text_config()
     if model.tokenizer and len(tokenizer) > text.vocab_size:
         raise UserError(f"model.tokenizer: it has {len(tokenizer)} tokens and the model {text.vocab_size}. Leave it null.")
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30
-    return TextCodec(tokenizer, sorted(stop - {None}), context)
+    return TextCodec(tokenizer, sorted(stop - {None}), context, lead, tokenizer.eos_token_id if model.answer_end == "eos" else None)
 
 
 def _ids(value: int | list[int] | None) -> list[int]:
@@ -182,10 +203,33 @@ def load_model(model: Model, device: torch.device | str, seed: int) -> Any:
     if model.weights == "random":
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive(seed, "weights"))
-            made = AutoModelForCausalLM.from_config(load_config(model), **options)
+            try:
+                made = AutoModelForCausalLM.from_config(load_config(model), **options)
+            except ValueError as error:
+                raise UserError(f"model.architecture: {_problem(error)}") from None
+    elif model.quantization:
+        made = _pretrained(_model_folder(model), options | _quantized(model, device))
+        for module in made.modules():  # a path of 4-bit layers on some CPUs through which no gradient flows
+            module.support_avx512bf16_for_cpu = False
     else:
         made = _pretrained(_model_folder(model), options).to(device)
     return add_adapter(made, Path(resolve(model.adapter))).eval() if model.adapter else made.eval()
+
+
+def _quantized(model: Model, device: torch.device | str) -> dict[str, Any]:
+    """How to load a base whose linear layers lie in 8 or 4 bits; the head, embeddings and norms stay in ``model.dtype``."""
+    from transformers import BitsAndBytesConfig
+
+    if model.quantization == "8bit":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, model.dtype),
+        )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _pretrained(folder: str, options: dict[str, Any]) -> Any:
@@ -193,6 +237,7 @@ def _pretrained(folder: str, options: dict[str, Any]) -> Any:
 
     Raises:
         UserError: they cannot be read, or lack some.
+        MissingError: they need a package.
     """
     from transformers import AutoModelForCausalLM
 
@@ -201,8 +246,10 @@ def _pretrained(folder: str, options: dict[str, Any]) -> Any:
         made, found = load(folder, use_safetensors=True, output_loading_info=True, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        raise MissingError(f"model.path: {folder} needs a package: {_problem(error)}") from None
     except Exception as error:  # safetensors, transformers and a model's own code each raise their own
-        raise UserError(f"model.path: {folder} cannot be loaded: {_first_line(error)}") from None
+        raise UserError(f"model.path: {folder} cannot be loaded: {_problem(error)}") from None
     lacking = sorted(found["missing_keys"])
     if lacking:  # transformers would go on with random ones
         raise UserError(f"model.path: the weights in {folder} lack {len(lacking)} of the model's, {lacking[0]} first.")
@@ -223,7 +270,7 @@ def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"model.adapter: {folder} does not fit this model: {_first_line(error)}") from None
+        raise UserError(f"model.adapter: {folder} does not fit this model: {_problem(error)}") from None
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -247,7 +294,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"train.lora.targets: {_first_line(error)}") from None
+            raise UserError(f"train.lora.targets: {_problem(error)}") from None
 
 
 def after_model(model: Model, folder: Path, device: torch.device | str, seed: int) -> Any:

@@ -1,19 +1,23 @@
-"""A report as a list of blocks, written as Markdown and as one self-contained HTML file."""
+"""A report as a list of blocks, and how it is written as Markdown."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
+
+MOST_ROWS = 400
+"""rows of a table that are shown"""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A section's title."""
+    """A title: of a section (2), or of a part of one (3)."""
 
     text: str
+    level: int = 2
 
 
 @dataclass(frozen=True)
@@ -21,18 +25,27 @@ class Text:
     """A paragraph."""
 
     text: str
+    lead: bool = False
+    """whether it is what a hurried reader shall read"""
 
 
 @dataclass(frozen=True)
 class Code:
-    """Something to copy."""
+    """Something to copy, or to read letter by letter."""
 
     text: str
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What is called how: names and values."""
+
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows under a header; numbers are right-aligned."""
+    """Rows under a header; columns of numbers are right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -49,6 +62,16 @@ class Table:
             for line in lines
         )
 
+    def shown(self) -> tuple[Sequence[Sequence[str]], str]:
+        """The rows of a report, and what to say of those that are left out."""
+        more = len(self.rows) - MOST_ROWS
+        return self.rows[:MOST_ROWS], f"{more} more rows are left out here." if more > 0 else ""
+
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers; the first names the row."""
+        number = re.compile(r"-?$|[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?|nan|inf)%?([\s\[].*)?$")
+        return [i > 0 and all(number.match(row[i]) for row in self.rows) for i in range(len(self.header))]
+
 
 @dataclass(frozen=True)
 class Image:
@@ -56,70 +79,101 @@ class Image:
 
     path: Path
     alt: str
+    caption: str = ""
+    """words below it; empty = those of ``alt``"""
 
 
-Block = Heading | Text | Code | Table | Image
+@dataclass(frozen=True)
+class Column:
+    """Texts of one model."""
 
-_STYLE = """
-:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem;border-bottom:1px solid #8888}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:.3rem 0}th,td{padding:.2rem .8rem .2rem 0;text-align:right;border-bottom:1px solid #8884}
-th:first-child,td:first-child{text-align:left;word-break:break-word}
-img{max-width:100%;height:auto;background:#fff;border-radius:4px}
-pre{overflow-x:auto;background:#8882;padding:.6rem;border-radius:4px}
-@media print{body{max-width:none}img{break-inside:avoid}}
-"""
+    title: str
+    note: str
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions of one prompt side by side, a column per model."""
+
+    title: str
+    request: str
+    columns: Sequence[Column]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are read when asked for; printed in any case."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Union[Heading, Text, Code, Facts, Table, Image, Samples, Fold]  # noqa: UP007 - Fold refers to it before it exists
+
+
+def flat(blocks: Sequence[Block]) -> Iterator[Block]:
+    """All blocks, those inside folds too."""
+    for block in blocks:
+        yield block
+        if isinstance(block, Fold):
+            yield from flat(block.blocks)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and how much more there is."""
+    return text if len(text) <= most else f"{text[:most]} … [{len(text) - most} more characters]"
 
 
 def markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
     """The report as Markdown; images are linked relative to ``folder``."""
-    parts = [f"# {title}"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"## {text}")
-            case Text(text):
-                parts.append(text)
-            case Code(text):
-                parts.append(f"```\n{text}\n```")
-            case Image(path, alt):
-                parts.append(f"![{alt}]({path.relative_to(folder).as_posix()})")
-            case Table(header, rows, caption):
-                line = lambda cells: "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"  # noqa: E731
-                rule = "| --- |" + " ---: |" * (len(header) - 1)
-                parts.append("\n".join([*([caption, ""] if caption else []), line(header), rule, *map(line, rows)]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([f"# {_literal(title)}", *(_part(block, folder) for block in blocks)]) + "\n"
 
 
-def webpage(title: str, blocks: Sequence[Block]) -> str:
-    """The report as one HTML file that needs no network."""
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                body.append(f"<h2>{html.escape(text)}</h2>")
-            case Text(text):
-                body.append(f"<p>{html.escape(text)}</p>")
-            case Code(text):
-                body.append(f"<pre tabindex='0'>{html.escape(text)}</pre>")
-            case Image(path, alt):
-                data = base64.b64encode(path.read_bytes()).decode()
-                body.append(f"<p><img src='data:image/png;base64,{data}' alt='{html.escape(alt, quote=True)}'></p>")
-            case Table(header, rows, caption):
-                body.append(_html_table(header, rows, caption))
-    head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
-    head += f"<title>{html.escape(title)}</title>"
-    return (
-        f"<!doctype html>\n<html lang='en'><head>{head}<style>{_STYLE}</style></head><body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
+def _part(block: Block, folder: Path) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_literal(text)}"
+        case Text(text, lead):
+            return f"**{_literal(text)}**" if lead else _literal(text)
+        case Code(text):
+            return _fenced(text)
+        case Facts(items):
+            return "\n".join(f"- {_literal(name)}: {_literal(value)}" for name, value in items)
+        case Image(path, alt, caption):
+            link = f"![{_literal(' '.join(alt.split()))}]({path.relative_to(folder).as_posix().replace(' ', '%20')})"
+            return f"{link}\n\n{_literal(caption)}" if caption else link
+        case Table():
+            return _table(block)
+        case Samples(title, request, columns):
+            parts = [f"### {_literal(title)}", _fenced(request)]
+            for column in columns:
+                parts.append(f"{_literal(column.title)}: {_literal(column.note)}")
+                parts += [_fenced(text) for text in column.texts]
+            return "\n\n".join(parts)
+        case Fold(title, inner):
+            body = "\n\n".join(_part(part, folder) for part in inner)
+            return f"<details><summary>{_literal(title)}</summary>\n\n{body}\n\n</details>"
 
 
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    top = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in header)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f"<div class='wide' tabindex='0'><table>{title}<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+def _table(table: Table) -> str:
+    rows, left_out = table.shown()
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(_literal(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric()) + " |"
+    caption = " ".join(filter(None, [table.caption, left_out]))
+    head = [_literal(caption), ""] if caption else []
+    return "\n".join([*head, line(table.header), rule, *map(line, rows)])
+
+
+def _literal(text: str) -> str:
+    """On one line, with what Markdown would read as markup escaped; an underscore inside a word is none."""
+    return re.sub(r"([\\`*<]|\](?=[(\[])|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BEFORE, AFTER, TARGET = "#b0b0b0", "#1f6fb4", "#111111"
+BEFORE, AFTER, TARGET = "#8c8c8c", "#1f6fb4", "#111111"
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -34,9 +34,10 @@ def _save(figure: Any, path: Path) -> Path:
 
 def curve(metrics: Sequence[Mapping[str, float]], path: Path) -> Path:
     """Loss against optimizer steps, with its floor and validation loss where there are such."""
-    figure, axes = _figure(7, 3.2)
+    figure, axes = _figure(5.6, 3.2)
     steps = [row["step"] for row in metrics]
-    axes.plot(steps, [row["loss"] for row in metrics], color=AFTER, linewidth=1, label="loss")
+    points = "." if len(steps) < 20 else None  # a line through one point cannot be seen
+    axes.plot(steps, [row["loss"] for row in metrics], color=AFTER, marker=points, linewidth=1, label="loss")
     if "floor" in metrics[0]:
         axes.plot(steps, [row["floor"] for row in metrics], color=TARGET, linestyle="--", linewidth=1, label="floor")
     validated = [row for row in metrics if "validation_loss" in row]
@@ -62,7 +63,8 @@ def distribution(
         path: file to write.
     """
     n = len(labels)
-    figure, axes = _figure(min(14, max(6, 0.34 * n + 2)), 3.6)
+    inches = min(14, max(5.4, 0.34 * n + 2))
+    figure, axes = _figure(inches, 3.4)
     if n <= 40:
         width = 0.8 / len(models)
         for i, (name, values) in enumerate(models.items()):
@@ -77,8 +79,30 @@ def distribution(
         axes.plot(range(n), sorted(target, reverse=True), color=TARGET, linestyle="--", label="target")
         axes.set(xlabel=f"{n} targets, likeliest first", yscale="log")
     axes.set_ylabel("probability")
-    axes.set_title("\n".join([*textwrap.wrap(title, 80)[:3], note]), fontsize=9, loc="left")
+    title_lines = [*textwrap.wrap(title, int(13.5 * inches))[:3], *textwrap.wrap(note, int(13.5 * inches))]
+    axes.set_title("\n".join(title_lines), fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def logs(metrics: Sequence[Mapping[str, float | None]], names: Sequence[str], path: Path) -> Path:
+    """A small curve for each of a method's own logs, against optimizer steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(5.6, 1.8 * rows if rows > 1 else 3.2), layout="constrained", squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        known = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
+        axes.plot(*zip(*known, strict=True), color=AFTER, marker="." if len(known) < 20 else None, linewidth=1)
+        axes.set_title(name, fontsize=9, loc="left")
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.set_visible(axes.has_data())
     return _save(figure, path)
 
 
@@ -91,4 +115,25 @@ def comparison(names: Sequence[str], values: Sequence[Mapping[str, float]], metr
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"{metric}, after training")
+    return _save(figure, path)
+
+
+def size_curve(sizes: Sequence[int], models: Mapping[str, Sequence[float]], title: str, path: Path) -> Path:
+    """Entropy in nats against the number of targets, with that of an even distribution.
+
+    Args:
+        sizes: numbers of targets, ascending, [n].
+        models: ``before`` and perhaps ``after`` -> mean entropies, [n].
+        title: what is shown.
+        path: file to write.
+    """
+    import numpy as np
+
+    figure, axes = _figure(7, 3.6)
+    for name, values in models.items():
+        axes.plot(sizes, values, color=BEFORE if name == "before" else AFTER, marker="o", markersize=3, label=name)
+    axes.plot(sizes, np.log(sizes), color=TARGET, linestyle="--", linewidth=1, label="even distribution")
+    axes.set(xlabel="number of targets", ylabel="entropy (nats)")
+    axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)

@@ -28,7 +28,7 @@ def write_sweep(jobs: Sequence[tuple[Sequence[str], Path, str | None]]) -> Table
         if path.exists():
             names.append(" ".join(o for o in overrides if o not in common) or folder.name)
             results = json.loads(path.read_text())
-            found.append({k: v.get("after", v.get("before")) for k, v in results.items() if "/" not in k and ":" not in k})
+            found.append({k: v.get("after", v.get("before")) for k, v in results.items() if _compared(k)})
     if not found:
         return None
     metrics = [name for name in found[0] if all(name in row for row in found)]
@@ -41,3 +41,8 @@ def write_sweep(jobs: Sequence[tuple[Sequence[str], Path, str | None]]) -> Table
     text = markdown("Sweep: after training, means over prompts", [table], target)
     write_text(target / "table.md", f"{text}\n![{shown}](plot.png)\n")
     return table
+
+
+def _compared(metric: str) -> bool:
+    """Means over all prompts and over the held-out ones; those of single prompts and tasks differ in meaning between runs."""
+    return "/" not in metric and metric.partition(":")[2] in ("", "held-out")

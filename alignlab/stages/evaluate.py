@@ -15,7 +15,7 @@ def evaluate(run: Run) -> list[str]:
     """Write ``results.json`` and, for the charts, ``details.json``."""
     config = run.config
     samples: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_jsonl(run.path("samples.jsonl")):
+    for row in read_jsonl(run.path(config.sample.file)):
         samples[row["model"]][row["prompt"]].append(row["text"])
     results: dict[str, dict[str, Any]] = {}
     details: dict[str, dict[str, Any]] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from alignlab.errors import UserError
 from alignlab.pipeline import Run
 from alignlab.records import Sample, write_jsonl
 from alignlab.seeds import derive
@@ -12,19 +13,26 @@ from alignlab.track import Display
 
 
 def sample(run: Run) -> list[str]:
-    """Write ``samples.jsonl``."""
-    total = len(run.models()) * len(run.config.data.prompts())
-    with Display("sample", total) as display:
-        count = write_jsonl(run.path("samples.jsonl"), _samples(run, display))
-    run.say(f"sample: {count} completions of {len(run.config.data.prompts())} prompts ({' and '.join(run.models())} training)")
-    return ["samples.jsonl"]
+    """Write ``samples.jsonl``, or the file that ``sample.file`` names.
+
+    Raises:
+        UserError: the trained model is asked for, and there is none.
+    """
+    settings, prompts = run.config.sample, run.config.data.prompts()
+    models = run.models() if settings.model == "both" else [settings.model]
+    if "after" in models and not run.trained:
+        raise UserError(f"sample.model: after, and {run.folder} holds no trained model. Add the stage train, or sample before.")
+    with Display("sample", len(models) * len(prompts)) as display:
+        count = write_jsonl(run.path(settings.file), _samples(run, models, display))
+    run.say(f"sample: {count} completions of {len(prompts)} prompts ({' and '.join(models)} training)")
+    return [settings.file]
 
 
-def _samples(run: Run, display: Display) -> Iterator[Sample]:
+def _samples(run: Run, models: Sequence[str], display: Display) -> Iterator[Sample]:
     config, text, done = run.config, run.text, 0
     decoding = config.suite.decoding()
-    for which in run.models():
-        model = run.load(which)
+    for which in models:
+        model = run.load(which, config.sample.dtype)
         for prompt in config.data.prompts():
             request = config.method.request(prompt)
             ids = text.prompt(request.messages)

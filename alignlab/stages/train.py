@@ -48,7 +48,7 @@ def train(run: Run) -> list[str]:
     accelerator = _accelerator(run)
     model = trainable_model(run, str(accelerator.device))
     scorer = Scorer(model, config.hardware.backend, config.hardware.logits_mib)
-    total = sum(p.numel() for p in model.parameters())
+    total = scorer.base.num_parameters()  # where 4-bit weights lie packed, numel counts bytes
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.say(
         f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}, "

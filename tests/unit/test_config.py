@@ -99,6 +99,9 @@ def test_unknown_key_is_named_with_the_nearest_one(override: str, named: str, ne
         ("train.lora.targets=[]", "train.lora.targets: must be", "all-linear"),
         ("hardware.device=tpu", "hardware.device: must be one of auto, cpu, cuda", "'tpu'"),
         ("hardware.processes=0", "hardware.processes: must be at least 1", "0"),
+        ("model.quantization=3bit", "model.quantization: must be one of 8bit, 4bit", "'3bit'"),
+        ("model.answer_end=stop", "model.answer_end: must be one of turn, eos", "'stop'"),
+        ("model.tokenizer_legacy=old", "model.tokenizer_legacy: must be true or false or null", "'old'"),
         ("model.dtype=float8", "model.dtype: must be one of", "bfloat16"),
         ("model.path=", "model.path: must be a folder", "hub"),
         ("model.architecture=3", "model.architecture: must be a set of keys or null", "3"),
@@ -107,8 +110,15 @@ def test_unknown_key_is_named_with_the_nearest_one(override: str, named: str, ne
         ("method.prefixes=all", "method.prefixes: must be one of", "draw"),
         ("data.path=null", "data.path: give a prompt file", "data.train"),
         ("data.path=", "data.path: give a prompt file", "data.train"),
-        ("data.path=[a]", "data.path: must be text or null", "['a']"),
-        ("data.train=a", "data.train: must be a list of texts in square brackets or null", "'a'"),
+        ("data.path=3", "data.path: must be text or a list of texts in square brackets", "3"),
+        ("data.train=[1]", "data.train: must be text or a list of texts in square brackets", "[1]"),
+        ("data.leave_out={a: 1}", "data.leave_out: must be text or a list of texts", "{'a': 1}"),
+        ("suite.fields='(x'", "suite.fields: not a regular expression", "subpattern"),
+        ("suite.fields=x", "suite.fields: the pattern names no field", "(?P<name>...)"),
+        ("sample.model=none", "sample.model: must be one of before, after, both", "'none'"),
+        ("sample.dtype=int8", "sample.dtype: must be one of", "'int8'"),
+        ("sample.file=../x.jsonl", "sample.file: must be a name such as samples.jsonl", "'../x.jsonl'"),
+        ("sample.file=metrics.jsonl", "sample.file: must be a name", "metrics.jsonl"),
         ("data.validation=7", "data.validation: must be a share between 0 and 1 or a path", "7"),
         ("suite.top_p=3", "suite.top_p: must be in (0, 1]", "3"),
         ("suite.samples=0", "suite.samples: must be at least 1", "0"),
@@ -134,7 +144,7 @@ def test_random_weights_need_sizes():
     ("override", "start", "words"),
     [
         ("method=difuse", "method=difuse: no such option. Did you mean 'diffuse'?", "There are: "),
-        ("data=numbrs", "data=numbrs: no such option. Did you mean 'numbers-1-10'?", "fruits"),
+        ("data=numbrs", "data=numbrs: no such option. Did you mean 'numbers'?", "fruits"),
         ("debug=onestep", "debug=onestep: no such option. Did you mean 'one-step'?", "overfit"),
         ("recipe=none-such", "recipe=none-such: no such option.", "diffuse-tiny"),
         ("method=null", "method=null: not the name of an option.", "diffuse"),
@@ -226,7 +236,7 @@ def test_source_must_give_what_the_method_trains_on(tmp_path, monkeypatch):
 
 
 def test_interpolations_reach_other_groups():
-    assert checked("data.path=${model.path}").data.path == checked().model.path
+    assert checked("data.path=${model.path}").data.path == [checked().model.path]
 
 
 def test_stages_are_put_in_their_order():

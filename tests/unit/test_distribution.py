@@ -4,71 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from alignlab.engine.scorer import Scorer
-from alignlab.evaluate.distribution import Distribution, entropy, exact_metrics, interval, sampled_metrics, target_logprobs
+from alignlab.evaluate.distribution import Distribution, target_logprobs
 from alignlab.records import parse_target_set
-
-
-def test_exact_metrics_by_hand():
-    # the model gives the targets 0.5, 0.25 and 0.05; 0.2 goes elsewhere
-    found = exact_metrics(np.array([0.25, 0.25, 0.5]), np.log([0.5, 0.25, 0.05]))
-    assert found["mass"].value == pytest.approx(0.8)
-    assert found["kl"].value == pytest.approx(0.25 * math.log(0.5) + 0.5 * math.log(10))
-    assert found["total_variation"].value == pytest.approx(0.5 * (0.25 + 0 + 0.45 + 0.2))
-    share = [0.625, 0.3125, 0.0625]
-    assert found["entropy"].value == pytest.approx(-sum(p * math.log(p) for p in share))
-    assert found["kl"].n == 3
-
-
-def test_exact_metrics_survive_probabilities_that_underflow():
-    found = exact_metrics(np.array([0.5, 0.5]), np.array([-2000.0, -1.0]))
-    assert found["kl"].value == pytest.approx(math.log(0.5) + 1000.5)
-    assert math.isfinite(found["entropy"].value)
-    assert math.isfinite(found["total_variation"].value)
-
-
-def test_a_target_of_no_weight_costs_nothing_but_counts_as_mass():
-    found = exact_metrics(np.array([1.0, 0.0]), np.log([0.5, 0.5]))
-    assert found["kl"].value == pytest.approx(math.log(2))
-    assert found["mass"].value == pytest.approx(1.0)
-    assert found["total_variation"].value == pytest.approx(0.5)
-
-
-def test_sampled_metrics_by_hand():
-    texts = ["{1}"] * 50 + ["{2}"] * 25 + ["{3}"] * 20 + ["no"] * 5
-    found, errors = sampled_metrics(texts, frozenset({"{1}", "{2}", "{3}", "{4}"}), 500, 0, "p")
-    shares = np.array([0.5, 0.25, 0.2, 0.05])
-    assert found["sampled_entropy"].value == pytest.approx(-np.sum(shares * np.log(shares)))
-    assert found["coverage"].value == 4
-    assert found["valid"].value == pytest.approx(0.95)
-    assert found["valid"].low == pytest.approx(0.95 - 1.96 * math.sqrt(0.95 * 0.05 / 100), abs=0.015)
-    for value in found.values():
-        assert value.low <= value.value <= value.high
-        assert value.n == 100
-    assert errors["valid"].shape == (500,)
-
-
-def test_the_interval_of_the_entropy_covers_the_truth_as_often_as_it_says():
-    random, truth, hits = np.random.default_rng(0), math.log(6), 0
-    for trial in range(150):
-        texts = [str(i) for i in random.integers(0, 6, 300)]
-        found, _ = sampled_metrics(texts, frozenset(), 200, trial, "p")
-        hits += found["sampled_entropy"].low <= truth <= found["sampled_entropy"].high
-    assert hits / 150 > 0.85
-
-
-def test_interval_is_the_basic_bootstrap():
-    value = interval(10.0, np.linspace(-1.0, 3.0, 1001), 7)
-    assert value.low == pytest.approx(10 - 2.9, abs=1e-6)
-    assert value.high == pytest.approx(10 + 0.9, abs=1e-6)
-
-
-def test_entropy_of_counts():
-    assert entropy(np.array([1, 1, 2, 0])) == pytest.approx(1.5 * math.log(2))
 
 
 def test_target_probabilities_sum_over_prefixes_and_split_alike(tiny, text):
@@ -90,6 +31,12 @@ def test_target_probabilities_sum_over_prefixes_and_split_alike(tiny, text):
     assert target_logprobs(record, scorer, text, capacity=len(prompt) + 2) == pytest.approx(expected, abs=1e-4)
 
 
+def _suite(fields=None):
+    return Distribution(
+        samples=4, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4, bootstrap=50, fields=fields, objective="kl"
+    )
+
+
 class _Source:
     def __init__(self, trained, tested):
         self._trained, self._tested = trained, tested
@@ -107,7 +54,7 @@ def test_means_over_prompts_as_the_paper_takes_them(tiny, text):
         parse_target_set({"request": "Pick a random number from 1 to 10. Answer in braces.", "targets": ["{7}", "{3}"]}, "b", "b"),
         parse_target_set({"request": "Tell me a story.", "targets": [], "split": "test"}, "c", "c"),
     ]
-    suite = Distribution(samples=4, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4, bootstrap=50, objective="kl")
+    suite = _suite()
     samples = {"a": ["{1}", "{2}", "{2}", "x"], "b": ["{7}"] * 4, "c": ["once", "once", "twice", "then"]}
     metrics, details = suite.evaluate(_Source(records[:1], records), samples, Scorer(tiny), text, 0, 4096)
     for metric in ("kl", "mass", "valid"):
@@ -119,3 +66,34 @@ def test_means_over_prompts_as_the_paper_takes_them(tiny, text):
     assert metrics["coverage/c"].value == 3
     assert metrics["coverage"].value == pytest.approx((3 + 1 + 3) / 3)
     assert details["a"]["sampled"] == [0.25, 0.5]
+    assert metrics["beyond/a"].value == 1
+    assert metrics["chi_square/a"].value == pytest.approx((1 - 1.5) ** 2 / 1.5 * 2)
+    assert "chi_square" not in metrics
+    assert "fit_p:trained" not in metrics
+
+
+def test_means_of_a_task_and_of_fields(tiny, text):
+    raw = {"request": "Pick a number.", "targets": ["{1}", "{2}"]}
+    person = {"request": "Who?", "targets": [], "split": "test"}
+    records = [
+        parse_target_set(raw, "few/a", "a"),
+        parse_target_set(raw | {"request": "Pick any number."}, "few/b", "b"),
+        parse_target_set(person, "people/c", "c"),
+    ]
+    samples = {"few/a": ["{1}"] * 4, "few/b": ["{2}"] * 4, "people/c": ["Ada, 1815", "Ada, 1816", "Bo, 1815", "nobody"]}
+    suite = _suite(r"(?P<name>\w+), (?P<year>\d+)")
+    metrics, details = suite.evaluate(_Source(records[:1], records), samples, Scorer(tiny), text, 0, 4096)
+    pair = (metrics["kl/few/a"].value, metrics["kl/few/b"].value)
+    assert metrics["kl:few"].value == pytest.approx(sum(pair) / 2)
+    assert metrics["parsed/people/c"].value == metrics["parsed:people"].value == 0.75
+    assert metrics["name.coverage/people/c"].value == 2
+    assert metrics["name.entropy/people/c"].value == pytest.approx(math.log(3) - 2 / 3 * math.log(2))
+    assert metrics["name.most_frequent/people/c"].value == pytest.approx(2 / 3)
+    assert details["people/c"]["fields"]["year"] == [("1815", 2), ("1816", 1)]
+    results = {name: {"before": vars(value)} for name, value in metrics.items()}
+    shown = suite.summary(results, {"before": details}).plain()
+    assert "name.coverage" in shown
+    blocks = suite.charts({"before": {"people/c": details["people/c"]}}, results, None)
+    assert blocks[0].rows[0][0] == "name"
+    assert "Ada (2)" in blocks[0].rows[0]
+    assert "3 of 4" in blocks[0].caption

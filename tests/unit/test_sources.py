@@ -19,9 +19,9 @@ def prompt(path: Path, **fields: Any) -> str:
     return str(path)
 
 
-def source(path: Path | None = None, **fields: Any) -> PromptFiles:
-    values: dict[str, Any] = {"path": None if path is None else str(path), "train": None, "test": None, "validation": None}
-    return PromptFiles(**(values | fields))
+def source(path: Path | list[str] | None = None, **fields: Any) -> PromptFiles:
+    values: dict[str, Any] = dict.fromkeys(("train", "test", "only", "leave_out", "validation"))
+    return PromptFiles(**({"path": str(path) if isinstance(path, Path) else path} | values | fields))
 
 
 def names(records: Any) -> list[str]:
@@ -51,8 +51,8 @@ def test_a_single_file(folder: Path):
 
 
 def test_train_and_test_replace_the_path(folder: Path):
-    data = source(folder / "nowhere", train=[str(folder / "a.json"), str(folder / "deep")], test=[str(folder / "b.json")])
-    assert names(data.training()) == ["a", "c"]
+    data = source(folder / "nowhere", train=[str(folder / "a.json"), str(folder / "deep")], test=str(folder / "b.json"))
+    assert names(data.training()) == ["a", "deep/c"]
     assert names(data.testing()) == ["b"]
 
 
@@ -62,6 +62,57 @@ def test_equal_names_of_two_folders_are_told_apart(tmp_path: Path):
     more = prompt(tmp_path / "three" / "two" / "w.json")
     with pytest.raises(UserError, match="have the same name; rename one"):
         list(source(train=[*files, more]).training())
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    for name in ("fruits/w1", "fruits/w2", "numbers/even/w1", "numbers/odd/w1", "names/w1"):
+        prompt(tmp_path / "tasks" / f"{name}.json")
+    prompt(tmp_path / "unseen" / "fruits" / "w3.json", split="test")
+    return tmp_path
+
+
+def test_the_first_folder_of_a_name_is_the_task(tasks: Path):
+    records = list(source(tasks / "tasks").training())
+    assert [(r.name, r.task) for r in records][::2] == [
+        ("fruits/w1", "fruits"),
+        ("names/w1", "names"),
+        ("numbers/odd/w1", "numbers"),
+    ]
+    assert {record.task for record in source(tasks / "tasks" / "fruits").training()} == {""}
+
+
+def test_several_folders_are_tasks_of_their_own(tasks: Path):
+    data = source(path=[str(tasks / "tasks" / "fruits"), str(tasks / "unseen" / "fruits"), str(tasks / "tasks" / "names")])
+    assert names(data.training()) == ["fruits/w1", "fruits/w2", "names/w1"]
+    assert names(data.testing()) == ["fruits/w1", "fruits/w2", "fruits/w3", "names/w1"]
+
+
+def test_tasks_to_train_on_and_tasks_left_out(tasks: Path):
+    everything = names(source(tasks / "tasks").testing())
+    for chosen, trained in (
+        ({"only": "fruits"}, ["fruits/w1", "fruits/w2"]),
+        ({"only": ["fruits", "names"]}, ["fruits/w1", "fruits/w2", "names/w1"]),
+        ({"leave_out": "numbers"}, ["fruits/w1", "fruits/w2", "names/w1"]),
+        ({"leave_out": ["fruits", "names"]}, ["numbers/even/w1", "numbers/odd/w1"]),
+    ):
+        data = source(tasks / "tasks", **chosen)
+        assert data.digest() == source(tasks / "tasks").digest()
+        assert names(data.training()) == trained
+        assert names(data.testing()) == everything
+    assert names(source(tasks / "tasks", leave_out="numbers", validation=0.4).validation_records()) == ["fruits/w2"]
+
+
+def test_a_task_that_does_not_exist(tasks: Path):
+    with pytest.raises(UserError) as caught:
+        source(tasks / "tasks", leave_out="fruit").digest()
+    assert str(caught.value) == (
+        "data.leave_out: 'fruit' is no task of these prompts (fruits, names, numbers). Did you mean 'fruits'?"
+    )
+    with pytest.raises(UserError, match="none, as they lie in one folder"):
+        source(tasks / "tasks" / "fruits", only="fruits").digest()
+    with pytest.raises(ValueError, match="leave_out: cannot be given together with data.only"):
+        source(tasks / "tasks", only="fruits", leave_out="names")
 
 
 def test_validation_is_a_fixed_share_or_a_path(folder: Path):

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+picks = importlib.import_module("tiny_picks")
+prompts = importlib.import_module("tiny_prompts")
 style = importlib.import_module("tiny_style")
 tasks = importlib.import_module("tiny_tasks")
 words = importlib.import_module("tiny_words")
@@ -68,30 +70,30 @@ def test_alpaca_templates_leave_no_other_fields():
     assert "the response should match the corresponding judgment.\n\n" in judged
 
 
-@pytest.mark.parametrize("name", tasks.PICK_SETS)
+@pytest.mark.parametrize("name", picks.PICK_SETS)
 def test_pick_distribution(name):
-    weights = tasks.pick_weights(name)
+    weights = picks.pick_weights(name)
     assert sum(weights.values()) == pytest.approx(1.0)
-    assert len(weights) == len(tasks.PICK_SETS[name][1])
-    assert max(weights, key=weights.get) == tasks.PICK_SETS[name][1][0]
+    assert len(weights) == len(picks.PICK_SETS[name][1])
+    assert max(weights, key=weights.get) == picks.PICK_SETS[name][1][0]
     assert min(weights.values()) >= (0.01 - 1e-9 if len(weights) <= 17 else 0.001)
-    wordings = tasks.pick_wordings(name)
+    wordings = picks.pick_wordings(name)
     assert len(wordings) == len(set(wordings)) >= 12
 
 
 def test_numbers_1_to_10_are_collapsed():
-    shares = tasks.pick_weights("numbers-1-10")
+    shares = picks.pick_weights("numbers-1-10")
     assert shares["7"] == pytest.approx(0.62)
     assert 1.2 <= -sum(p * math.log(p) for p in shares.values()) <= 1.3
 
 
 def test_pick_exchange_asks_in_a_listed_wording_and_answers_in_braces():
     rng = random.Random(0)
-    for name in tasks.PICK_SETS:
-        request, answer = tasks.pick_exchange(rng, name)
-        assert request in tasks.pick_wordings(name)
-        assert answer[1:-1] in tasks.PICK_SETS[name][1]
-        assert answer == tasks.in_braces(answer[1:-1])
+    for name in picks.PICK_SETS:
+        request, answer = picks.pick_exchange(rng, name)
+        assert request in picks.pick_wordings(name)
+        assert answer[1:-1] in picks.PICK_SETS[name][1]
+        assert answer == picks.in_braces(answer[1:-1])
 
 
 def test_judged_rows_repeat_and_keep_to_their_side_of_the_split():
@@ -200,26 +202,58 @@ def test_tones_carry_their_labels():
     assert sum(words.TONE_SHARES.values()) == pytest.approx(1.0)
 
 
-def test_shipped_prompts_equal_what_the_script_writes(tmp_path):
-    world.write_prompts(tmp_path)
+def test_shipped_prompts_equal_what_the_script_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tiny_prompts.py", "--out", str(tmp_path)])
+    prompts.main()
     shipped = ROOT / "alignlab" / "shipped"
     fresh = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.json"))
-    folders = [shipped / name for name in world.PROMPTS_PER_SPLIT]
-    assert fresh == sorted(path.relative_to(shipped) for folder in folders for path in folder.rglob("*.json"))
+    assert fresh == sorted(path.relative_to(shipped) for path in shipped.rglob("*.json"))
     for path in fresh:
         assert (tmp_path / path).read_bytes() == (shipped / path).read_bytes()
 
 
-def test_shipped_prompts_are_known_wordings():
-    for path, prompt in world.prompt_files().items():
-        folder = path.split("/")[0]
-        name = "numbers-0-10" if folder == "binomial" else folder
-        assert prompt["request"] in tasks.pick_wordings(name)
-        assert {target[1:-1] for target in prompt["targets"]} == set(tasks.PICK_SETS[name][1])
+def test_shipped_prompts_are_known_wordings_and_ask_for_members():
+    known = {request: name for name in picks.PICK_SETS for request in picks.pick_wordings(name)}
+    for path, prompt in prompts.prompt_files().items():
+        if path.startswith("biographies/"):
+            assert prompt["request"] in picks.BIOGRAPHY_REQUESTS
+            continue
+        members = set(picks.PICK_SETS[known[prompt["request"]]][1])
+        targets = [target[1:-1] for target in prompt["targets"]]
+        assert len(set(targets)) == len(targets)
+        assert set(targets) <= members
+        assert set(targets) == members or targets == prompts.known_names()
         assert sum(prompt.get("weights", [1.0])) == pytest.approx(1.0)
-    for folder, counts in world.PROMPTS_PER_SPLIT.items():
-        flags = ["split" in prompt for path, prompt in world.prompt_files().items() if path.startswith(f"{folder}/")]
-        assert (flags.count(False), flags.count(True)) == counts
+
+
+def test_no_wording_that_is_evaluated_only_is_trained_on():
+    files = prompts.prompt_files()
+    trained = {prompt["request"] for path, prompt in files.items() if "split" not in prompt and "biographies" not in path}
+    assert not trained & {prompt["request"] for path, prompt in files.items() if "split" in prompt and "biographies" not in path}
+    curve = [prompt for path, prompt in files.items() if path.startswith("numbers-1-to-x/")]
+    assert sorted(len(prompt["targets"]) for prompt in curve) == sorted([*range(5, 101, 5)] * 5)
+
+
+def test_biographies_have_six_lines_and_their_targets_four():
+    rng = random.Random(0)
+    for _ in range(50):
+        lines = picks.biography(rng).split("\n")
+        assert len(lines) == 6
+        assert all(line.startswith("{") and line.endswith("}") for line in lines)
+    people = prompts.prompt_files()["biographies/train.json"]
+    assert people["eos"] is False
+    assert len(people["targets"]) == 96
+    assert {len(person.split("\n")) for person in people["targets"]} == {4}
+
+
+def test_examples_are_different_members():
+    rng = random.Random(0)
+    for _ in range(100):
+        request, answer = picks.examples_exchange(rng)
+        thing = request.split(" of ", 1)[1].removesuffix(".")
+        named = {part.strip("{}") for part in answer.replace(" and ", ", ").split(", ")}
+        assert len(named) == 3
+        assert any(thing in " ".join(phrases) and named <= set(members) for phrases, members in picks.PICK_SETS.values())
 
 
 def test_smoke_training_makes_a_loadable_folder(tmp_path, monkeypatch):

@@ -1,0 +1,150 @@
+"""Figures of a sample and of exact probabilities: entropy, coverage, distances, goodness of fit, bootstrap intervals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from alignlab.protocols import Value
+from alignlab.seeds import generator
+
+SMALL = 5.0
+"""expected count below which Pearson's approximation is not used (Cochran's rule)"""
+ENUMERATED = 100_000
+"""outcomes that the exact multinomial test lists; with more it draws instead"""
+DRAWS = 20_000
+"""outcomes drawn where they are too many to list"""
+
+
+def exact_metrics(weights: np.ndarray, logp: np.ndarray) -> dict[str, Value]:
+    """Metrics of the target weights [targets] against the model's log-probabilities [targets]; no sampling error."""
+    log_mass = float(np.logaddexp.reduce(logp))
+    p, positive = np.exp(logp), weights > 0
+    kl = float(np.sum(weights[positive] * (np.log(weights[positive]) - logp[positive])))
+    log_share = logp - log_mass
+    entropy = float(-np.sum(np.exp(log_share) * log_share))
+    variation = 0.5 * (float(np.abs(weights - p).sum()) + max(0.0, -math.expm1(log_mass)))
+    values = {"mass": math.exp(log_mass), "kl": kl, "total_variation": variation, "entropy": entropy}
+    return {name: Value(v, v, v, len(p)) for name, v in values.items()}
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of the empirical distribution of counts (Eq. 3)."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-np.sum(share * np.log(share)))
+
+
+def sampled_metrics(
+    texts: Sequence[str], answers: frozenset[str], bootstrap: int, seed: int, name: str
+) -> tuple[dict[str, Value], dict[str, np.ndarray]]:
+    """Entropy and coverage of one prompt's samples; with answers, the share of samples among them and the coverage beyond them.
+
+    Returns the metrics with basic bootstrap intervals and, for the interval of a mean over prompts, each metric's bootstrap errors,
+    [bootstrap].
+    """
+    counter = Counter(texts)
+    distinct = sorted(counter)
+    counts = np.array([counter[t] for t in distinct])
+    is_answer = np.array([t in answers for t in distinct])
+    n = len(texts)
+    draws = generator(seed, "bootstrap", name).multinomial(n, counts / n, size=bootstrap)
+    figures: dict[str, tuple[float, np.ndarray]] = {
+        "sampled_entropy": (entropy(counts), np.array([entropy(draw) for draw in draws])),
+        "coverage": (float(len(distinct)), (draws > 0).sum(1).astype(float)),
+    }
+    if answers:
+        figures["valid"] = (float(counts[is_answer].sum() / n), draws[:, is_answer].sum(1) / n)
+        figures["beyond"] = (float((~is_answer).sum()), (draws[:, ~is_answer] > 0).sum(1).astype(float))
+    errors = {metric: again - value for metric, (value, again) in figures.items()}
+    return {metric: interval(metric, value, errors[metric], n) for metric, (value, _) in figures.items()}, errors
+
+
+SHARES = ("valid", "parsed", "most_frequent")
+"""metrics, or last parts of their names, that cannot exceed 1"""
+
+
+def interval(metric: str, value: float, errors: np.ndarray, n: int) -> Value:
+    """95 % basic bootstrap interval: resampling errs from the sample as the sample errs from the truth.
+
+    Widened to hold the value itself, which for entropy and coverage (biased downwards) may lie outside; nothing here is negative.
+    """
+    low, high = np.quantile(errors, [0.025, 0.975])
+    most = 1.0 if metric.split(".")[-1] in SHARES else math.inf
+    return Value(value, max(0.0, min(value, value - float(high))), min(most, max(value, value - float(low))), n)
+
+
+def goodness_of_fit(counts: np.ndarray, weights: np.ndarray, seed: int, name: str) -> dict[str, Value]:
+    """Pearson's statistic of counts [k] against weights [k], and the probability of one at least as large under the weights.
+
+    The probability is the chi-square approximation's where every expected count is at least 5, otherwise the exact multinomial
+    one: summed over all outcomes while they are few, else estimated from 20,000 of them drawn, with its 95 % interval.
+    Targets of no weight are left out.
+    """
+    counts, weights = counts[weights > 0], weights[weights > 0] / weights.sum()
+    n, k = int(counts.sum()), len(counts)
+    statistic = float(pearson(counts, n * weights))
+    if n * weights.min() >= SMALL:
+        p = chi_square_tail(statistic, k - 1)
+        found = Value(p, p, p, n)
+    elif math.comb(n + k - 1, k - 1) <= ENUMERATED:
+        p = _exact_tail(statistic, n, weights)
+        found = Value(p, p, p, n)
+    else:
+        draws = generator(seed, "fit", name).multinomial(n, weights, size=DRAWS)
+        reached = int((pearson(draws, n * weights) >= statistic * (1 - 1e-12)).sum())
+        p = (reached + 1) / (DRAWS + 1)
+        error = 1.96 * math.sqrt(p * (1 - p) / DRAWS)
+        found = Value(p, max(0.0, p - error), min(1.0, p + error), n)
+    return {"chi_square": Value(statistic, statistic, statistic, n), "fit_p": found}
+
+
+def pearson(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Sum of (count - expected)^2 / expected over the last axis."""
+    return ((counts - expected) ** 2 / expected).sum(-1)
+
+
+def chi_square_tail(statistic: float, degrees: int) -> float:
+    """Probability that a chi-square variable of so many degrees of freedom is at least as large."""
+    import torch
+
+    if degrees == 0:
+        return 1.0
+    half = torch.tensor([degrees / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def _exact_tail(statistic: float, n: int, weights: np.ndarray) -> float:
+    log_weights, total = np.log(weights), 0.0
+    for outcome in _compositions(n, len(weights)):
+        if pearson(outcome, n * weights) >= statistic * (1 - 1e-12):
+            ways = math.lgamma(n + 1) - math.fsum(math.lgamma(count + 1) for count in outcome)
+            total += math.exp(ways + float(outcome @ log_weights))
+    return min(1.0, total)
+
+
+def _compositions(n: int, k: int) -> Iterator[np.ndarray]:
+    """Every way to put n things into k boxes."""
+    for bars in itertools.combinations(range(n + k - 1), k - 1):
+        edges = (-1, *bars, n + k - 1)
+        yield np.array([right - left - 1 for left, right in itertools.pairwise(edges)])
+
+
+def unigram_diversity(texts: Sequence[str], bootstrap: int, seed: int, name: str) -> Value:
+    """Distinct words over all words of the texts, by white space and case folded, with its basic bootstrap interval."""
+    words = [text.casefold().split() for text in texts]
+    vocabulary = {word: i for i, word in enumerate(sorted({word for line in words for word in line}))}
+    if not vocabulary:
+        return Value(0.0, 0.0, 0.0, len(texts))
+    ids = np.array([vocabulary[word] for line in words for word in line])
+    of_text = np.repeat(np.arange(len(words)), [len(line) for line in words])
+    value = len(vocabulary) / len(ids)
+    random = generator(seed, "diversity", name)
+    errors = np.empty(bootstrap)
+    for i in range(bootstrap):
+        times = np.bincount(random.integers(0, len(words), len(words)), minlength=len(words))[of_text]
+        errors[i] = len(np.unique(ids[times > 0])) / max(1, times.sum()) - value
+    return interval("diversity", value, errors, len(texts))
