@@ -14,6 +14,8 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") \
 		--constraint constraints/cpu.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --target .venv/quant --no-deps $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") \
+		--constraint constraints/cpu.txt bitsandbytes
 	touch $@
 
 setup: .venv/ready  ## virtual environment with pinned dependencies
@@ -21,8 +23,10 @@ setup: .venv/ready  ## virtual environment with pinned dependencies
 demo: .venv/ready  ## train the embedded tiny model: random numbers become random (about a minute)
 	$(BIN)/python -m alignlab
 
+# bitsandbytes lies apart: where it can be imported, every command that imports peft starts seconds later
 test: lint  ## lint, types and every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/quant
 
 lint: .venv/ready  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -132,9 +132,9 @@ def _hydra(arguments: list[str], outside: World) -> None:
     if sweep and jobs:
         from alignlab.report.sweep import write_sweep
 
-        table = write_sweep(jobs)
-        if table is not None:
-            print(f"\n{table.plain()}")
+        written = write_sweep(jobs)
+        if written is not None:
+            print(f"\n{written[0].narrow(80).plain()}\n\nsweep       {written[1]}")
     if failures:
         raise failures[0]
 

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tiny_world import BOS, EOS, PAD, SPECIAL_TOKENS, documents
 
 CONTEXT = 512
+WIDER = 3.0
 CHUNK = 20_000  # documents that are sorted by length together
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -144,19 +145,25 @@ def batch_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
 
 
-def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+def widen(model: LlamaForCausalLM) -> None:
+    """Give the logits more room: with tied embeddings, rare words cannot be made likely, nor told apart, without it."""
+    with torch.no_grad():
+        model.model.norm.weight.mul_(WIDER)
+
+
+def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace, steps: int, lr: float, seed: int) -> None:
     """The training loop, with a line of progress and the time left every 50 steps."""
     embedding = model.get_input_embeddings().weight  # decay would shrink the rows of rare words, which then cannot be told apart
     decayed = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
     rest = [p for p in model.parameters() if p.ndim == 1 or p is embedding]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    data = batches(tokenizer, args.seed, args.batch_tokens, args.chunk)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    data = batches(tokenizer, seed, args.batch_tokens, args.chunk)
     start, seen, mean = time.perf_counter(), 0, 0.0
     model.train()
-    for step in range(args.steps):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+            group["lr"] = learning_rate(step, steps, lr)
         ids = next(data)
         loss = batch_loss(model, ids)
         optimizer.zero_grad(set_to_none=True)
@@ -167,10 +174,10 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespac
         mean += loss.item() / 50
         if (step + 1) % 50 == 0:
             passed = time.perf_counter() - start
-            left = passed / (step + 1) * (args.steps - step - 1)
+            left = passed / (step + 1) * (steps - step - 1)
             rate = seen / passed
             print(
-                f"step {step + 1}/{args.steps} loss {mean:.4f} {rate:.0f} tokens/s, {left / 60:.1f} min left",
+                f"step {step + 1}/{steps} loss {mean:.4f} {rate:.0f} tokens/s, {left / 60:.1f} min left",
                 flush=True,
             )
             mean = 0.0
@@ -204,6 +211,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--last-steps", type=int, default=1500, help="steps after the logits were given more room")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--batch-tokens", type=int, default=2048)
@@ -216,7 +224,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="a toy within seconds, to test the pipeline")
     args = parser.parse_args()
     if args.smoke:
-        args.steps, args.vocab, args.tokenizer_documents, args.chunk, args.batch_tokens = 5, 512, 300, 300, 512
+        args.steps, args.last_steps = 5, 2
+        args.vocab, args.tokenizer_documents, args.chunk, args.batch_tokens = 512, 300, 300, 512
     if args.checkpoint_every and not args.checkpoints:
         parser.error("--checkpoint-every needs --checkpoints")
     return args
@@ -232,7 +241,9 @@ def main() -> None:
     tokenizer = train_tokenizer(args.seed, args.vocab, args.tokenizer_documents)
     model = build_model(tokenizer, args.seed)
     print(f"{tokenizer.get_vocab_size()} tokens, {model.num_parameters()} parameters", flush=True)
-    train(model, tokenizer, args)
+    train(model, tokenizer, args, args.steps, args.lr, args.seed)
+    widen(model)
+    train(model, tokenizer, args, args.last_steps, args.lr / 2, args.seed + 1)
     save(model, tokenizer, args.out)
     print(f"wrote {args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")
 

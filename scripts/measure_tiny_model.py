@@ -126,12 +126,14 @@ def measure_picks(scorer: Scorer) -> str:
 
 
 def measure_shipped(scorer: Scorer) -> str:
-    """One row a shipped prompt file."""
-    rows = []
+    """One row a folder of shipped prompt files with targets: means over its prompts."""
+    folders = defaultdict(list)
     for path, prompt in prompt_files().items():
-        shares, mass = target_figures(scorer, prompt["request"], prompt["targets"])
-        rows.append([path, prompt.get("split", ""), entropy(shares), mass, max(shares)])
-    return table(["prompt file", "split", "H", "mass", "largest share"], rows)
+        if prompt["targets"] and not path.startswith("biographies"):
+            shares, mass = target_figures(scorer, prompt["request"], prompt["targets"])
+            folders[str(Path(path).parent)].append((math.log(len(shares)), entropy(shares), mass, max(shares)))
+    rows = [[folder, len(found), *(fmean(column) for column in zip(*found, strict=True))] for folder, found in folders.items()]
+    return table(["folder", "prompts", "ln n", "H", "mass", "largest share"], rows)
 
 
 # --- (b) instructions and judgments ----------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from alignlab.seeds import generator
 
 SMALL = 5.0
 """expected count below which Pearson's approximation is not used (Cochran's rule)"""
-ENUMERATED = 100_000
+ENUMERATED = 5_000
 """outcomes that the exact multinomial test lists; with more it draws instead"""
-DRAWS = 20_000
+DRAWS = 5_000
 """outcomes drawn where they are too many to list"""
 
 
@@ -81,7 +81,7 @@ def goodness_of_fit(counts: np.ndarray, weights: np.ndarray, seed: int, name: st
     """Pearson's statistic of counts [k] against weights [k], and the probability of one at least as large under the weights.
 
     The probability is the chi-square approximation's where every expected count is at least 5, otherwise the exact multinomial
-    one: summed over all outcomes while they are few, else estimated from 20,000 of them drawn, with its 95 % interval.
+    one: summed over all outcomes while they are few, else estimated from 5,000 of them drawn, with its 95 % interval.
     Targets of no weight are left out.
     """
     counts, weights = counts[weights > 0], weights[weights > 0] / weights.sum()

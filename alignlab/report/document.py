@@ -62,6 +62,13 @@ class Table:
             for line in lines
         )
 
+    def narrow(self, width: int) -> Table:
+        """The table with as many of its first columns as fit a terminal, two at least."""
+        kept = len(self.header)
+        while kept > 2 and max(map(len, Table(self.header[:kept], [r[:kept] for r in self.rows]).plain().splitlines())) > width:
+            kept -= 1
+        return Table(self.header[:kept], [row[:kept] for row in self.rows], self.caption)
+
     def shown(self) -> tuple[Sequence[Sequence[str]], str]:
         """The rows of a report, and what to say of those that are left out."""
         more = len(self.rows) - MOST_ROWS

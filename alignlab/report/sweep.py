@@ -12,14 +12,15 @@ from alignlab.report import plots
 from alignlab.report.document import Table, markdown
 
 
-def write_sweep(jobs: Sequence[tuple[Sequence[str], Path, str | None]]) -> Table | None:
+def write_sweep(jobs: Sequence[tuple[Sequence[str], Path, str | None]]) -> tuple[Table, Path] | None:
     """Write ``table.md``, ``table.json`` and ``plot.png`` into ``runs/sweep-...``.
 
     Args:
         jobs: overrides, run folder and the suite's objective of each run that was finished.
 
     Returns:
-        The table, of the metrics over all prompts after training, or None when no run has results.
+        The table, of the metrics over all prompts after training, the objective first, or None when no run has results; and
+        where it stands.
     """
     common = set.intersection(*(set(overrides) for overrides, _, _ in jobs)) if len(jobs) > 1 else set()
     names, found = [], []
@@ -32,15 +33,17 @@ def write_sweep(jobs: Sequence[tuple[Sequence[str], Path, str | None]]) -> Table
     if not found:
         return None
     metrics = [name for name in found[0] if all(name in row for row in found)]
+    objective = next((objective for *_, objective in jobs if objective in metrics), None)
+    metrics.sort(key=lambda name: name.partition(":")[0] != objective)
     cells = [[n, *(f"{row[m]['value']:.4g}" for m in metrics)] for n, row in zip(names, found, strict=True)]
     table = Table(["run", *metrics], cells)
     target = Path("runs") / f"sweep-{digest([str(folder) for _, folder, _ in jobs])}"
     write_json(target / "table.json", dict(zip(names, found, strict=True)))
-    shown = next((objective for *_, objective in jobs if objective in metrics), None) or metrics[0]
+    shown = objective or metrics[0]
     plots.comparison(names, [row[shown] for row in found], shown, target / "plot.png")
     text = markdown("Sweep: after training, means over prompts", [table], target)
     write_text(target / "table.md", f"{text}\n![{shown}](plot.png)\n")
-    return table
+    return table, target / "table.md"
 
 
 def _compared(metric: str) -> bool:

@@ -120,7 +120,7 @@ def test_fit_by_drawing_where_outcomes_are_too_many():
     even = goodness_of_fit(np.full(40, 3), weights, 0, "p")["fit_p"]
     assert even.value == 1.0
     skewed = goodness_of_fit(np.array([60] + [1] * 39), weights, 0, "p")["fit_p"]
-    assert skewed.value == pytest.approx(1 / 20_001)
+    assert skewed.value == pytest.approx(1 / 5_001)
     random = np.random.default_rng(1)
     rejected = [goodness_of_fit(random.multinomial(120, weights), weights, trial, "p")["fit_p"].value < 0.1 for trial in range(60)]
     assert np.mean(rejected) == pytest.approx(0.1, abs=0.11)
