@@ -61,7 +61,7 @@ def prompt(path: Path, content: str | None = None, **fields: Any) -> Path:
         (["+train.lora.rnk=1"], ["train.lora.rnk: no such key", "'train.lora.rank'"]),
         (["++sed=1"], ["sed: no such key", "'seed'"]),
         (["method=difuse"], ["method=difuse: no such option", "'diffuse'", "There are: "]),
-        (["data=numbrs"], ["data=numbrs: no such option", "'numbers-1-10'", "fruits"]),
+        (["data=numbrs"], ["data=numbrs: no such option", "'numbers'", "fruits"]),
         (["metod=cut"], ["metod: no such key", "'method'"]),
         (["recipe=none-such"], ["recipe=none-such: no such option", "There are: "]),
         (["train.lr=abc"], ["train.lr: must be a number, not 'abc'"]),
