@@ -33,8 +33,14 @@ def command(arguments: Sequence[str]) -> int:
     _quiet_libraries()
     outside = world()
     try:
+        asked = {"--help", "-h", "--version", "--cfg", "-c", "--info", "-i", "--hydra-help"} & set(arguments)
+        if not asked and any(argument.startswith("chat=") for argument in arguments):
+            from alignlab.chat import chat
+
+            if outside.size > 1:
+                raise UserError("chat is one process: run it without torchrun or accelerate launch.")
+            return chat(arguments)
         if not outside.main:  # what rank 0 answers by itself needs nobody to wait for it
-            asked = {"--help", "-h", "--version", "--cfg", "-c", "--info", "-i", "--hydra-help"} & set(arguments)
             return OK if asked else _follow(outside)
         _hydra(list(arguments), outside)
         return OK

@@ -177,6 +177,7 @@ class Sample:
     model: str
     dtype: str | None
     file: str
+    alpaca_eval: bool
 
     def __post_init__(self) -> None:
         one_of("model", self.model, ("before", "after", "both"))
@@ -225,8 +226,8 @@ TYPED: Mapping[str, type] = {
 
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
     "tracker": ("ready", "start", "scalars", "summary", "finish"),
-    "data": ("yields", "training", "validation_records", "testing", "scoring", "prompts", "digest"),
-    "method": ("accepts", "rows", "parts", "vary", "loss", "finished", "probes", "request", "sections"),
+    "data": ("yields", "training", "validation_records", "testing", "scoring", "reject", "prompts", "digest"),
+    "method": ("accepts", "reference", "rows", "parts", "vary", "loss", "finished", "probes", "request", "scored", "sections"),
     "suite": ("decoding", "evaluate", "summary", "charts"),
     "sampler": ("sample",),
 }

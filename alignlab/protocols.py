@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from alignlab.errors import UserError
 from alignlab.records import Prompt, Record
 
 if TYPE_CHECKING:
@@ -63,10 +64,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Request:
-    """How a prompt is put to the model."""
+    """How a prompt is put to the model: as a conversation in its chat template, or as a text of its own."""
 
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, str]] = ()
     """chat messages"""
+    text: str | None = None
+    """the whole text, special tokens apart; the messages are not read then"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Method(Protocol):
 
     accepts: ClassVar[tuple[type[Record], ...]]
     """kinds of record it trains on"""
+    reference: ClassVar[bool]
+    """whether its loss reads a column ``reference``: the log-probability of each edge under the untrained model"""
 
     def rows(self, records: Iterable[Record], text: TextCodec, seed: int) -> Iterator[Row]:
         """Training rows of all records, as a stream."""
@@ -106,6 +111,12 @@ class Method(Protocol):
     def request(self, prompt: Prompt) -> Request:
         """How the trained model is prompted."""
 
+    def scored(self, run: RunFolder, records: Iterable[tuple[int, Record]], plots: Path) -> Sequence[str]:
+        """Draw what ``scores.jsonl`` shows token by token; names of the files written, relative to the run folder.
+
+        Asked where the tokens were written; ``records`` are the records by ``index``.
+        """
+
     def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
         """Blocks for the report, under headings of their own; ``run`` reads metrics, results, details, samples and configuration.
 
@@ -115,6 +126,8 @@ class Method(Protocol):
 
 class MethodDefaults:
     """What most methods answer to the optional questions of :class:`Method`."""
+
+    reference: ClassVar[bool] = False
 
     def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
         """The record's training rows."""
@@ -136,6 +149,10 @@ class MethodDefaults:
         """One user turn."""
         return Request([{"role": "user", "content": prompt.request}])
 
+    def scored(self, run: RunFolder, records: Iterable[tuple[int, Record]], plots: Path) -> Sequence[str]:
+        """Nothing to draw."""
+        return ()
+
     def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
         """No sections of its own."""
         return ()
@@ -155,8 +172,16 @@ class Source(Protocol):
     def testing(self) -> Iterator[Record]:
         """Records to sample from and to evaluate on."""
 
-    def scoring(self) -> Iterator[Record]:
-        """Every record of the source, in the sorted order of its files."""
+    def scoring(self) -> Iterator[tuple[int, Record]]:
+        """Every record of the source with its number, counted from 0 over the rows of its files in sorted order."""
+
+    lenient: bool
+    """whether some records may be wrong; then each is tried before any is used"""
+    rejected: Mapping[str, str]
+    """what is wrong with each record that was passed over, by its place"""
+
+    def reject(self, record: Record, error: UserError) -> None:
+        """Note that a record cannot be used and go on, or raise ``error`` where the source lets none (more) through."""
 
     def prompts(self) -> Sequence[Prompt]:
         """A prompt for each test record."""

@@ -25,6 +25,8 @@ class Prompt(Record):
 
     name: str
     request: str
+    dataset: str = ""
+    """where the request comes from, if known"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,50 @@ class Sample(Record):
     sample: int
     text: str
     finish: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Characters ``start`` to ``end`` of a response that are known to be wrong, and what would be right there, if known."""
+
+    start: int
+    end: int
+    right: str | None
+
+
+@dataclass(frozen=True)
+class Judged(Record):
+    """A response to an instruction, and a judgment of it in words."""
+
+    name: str
+    """unique within a source"""
+    instruction: str
+    """with the row's ``input``, if any, on a line after it"""
+    output: str
+    """the response; empty in a row that is sampled only"""
+    judgment: str | None
+    """None: the response is satisfactory"""
+    score: float | None
+    """of the response, where there is one"""
+    refined: str | None
+    """a better response (``i_ans`` of the authors' files), where there is one"""
+    reference: str | None
+    """the right response, where one is known: for evaluation, read by no training"""
+    faults: tuple[Fault, ...] | None
+    """what is wrong in the response, where known: for evaluation, read by no training"""
+    task: str
+    """what results are averaged by"""
+    dataset: str
+    """where the instruction comes from"""
+    held_out: bool
+    """whether no training ever reads it"""
+    where: str = field(default="", compare=False, metadata={"written": False})
+    """file and row it was read from, for messages"""
+
+    @property
+    def satisfactory(self) -> bool:
+        """Whether nothing was found wrong."""
+        return self.judgment is None
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from alignlab.errors import UserError
+from alignlab.protocols import Request
 from alignlab.records import TargetSet, at, short
 
 
@@ -45,6 +46,42 @@ class TextCodec:
             asked = short(messages[-1]["content"])
             raise UserError(f"the prompt '{asked}' is {len(ids)} tokens long, the model has {self.context} positions. Shorten it.")
         return ids
+
+    def request(self, request: Request) -> list[int]:
+        """Token ids of a request, up to where the model begins to write.
+
+        Raises:
+            UserError: they leave no room in the context.
+        """
+        if request.text is None:
+            return self.prompt(request.messages)
+        ids = self._encode(request.text)
+        if len(ids) >= self.context:
+            asked = short(request.text)
+            raise UserError(f"the prompt '{asked}' is {len(ids)} tokens long, the model has {self.context} positions. Shorten it.")
+        return ids
+
+    def continuation(self, request: Request, answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a request and of an answer to it, the token that ends it included.
+
+        A text and its answer are tokenized together and split at the count of the request's own tokens, as in the authors' program
+        of CUT (``finetune_unlikelihood.py``): apart, the answer would have other tokens.
+
+        Raises:
+            UserError: the tokenizer has no token that ends a text, or see :meth:`answer`.
+        """
+        if request.text is None:
+            prompt = self._template(request.messages, add_generation_prompt=True)
+            return prompt, self.answer(request.messages, prompt, answer, eos=True)
+        if self.tokenizer.eos_token_id is None:
+            raise UserError("model.tokenizer: it has no token that ends a text (eos), which an answer is trained to end with.")
+        count, whole = len(self._encode(request.text)), self._encode(request.text + answer)
+        return whole[:count], [*whole[count:], self.tokenizer.eos_token_id]
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a text with the special tokens that the tokenizer puts before it, without one after it."""
+        ids = self.tokenizer.encode(text)
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def answer(self, messages: Sequence[Mapping[str, str]], prompt: list[int], text: str, eos: bool) -> list[int]:
         """Token ids of the assistant's turn after the prompt.

@@ -10,7 +10,7 @@ A token that is only predicted, never read, is an edge without a node: the last 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,6 +70,11 @@ class TreeBuilder:
     def edge(self, source: int, target: int) -> int:
         """Index of the edge that scores ``target`` after node ``source``; the same pair is the same edge."""
         return self.edges.setdefault((source, target), len(self.edges))
+
+    def text(self, context: Sequence[int], scored: Sequence[int]) -> list[int]:
+        """Edges of a text whose last tokens are scored, in order; whatever is already there is shared."""
+        nodes = self.path([*context, *scored[:-1]])
+        return [self.edge(source, target) for source, target in zip(nodes[len(context) - 1 :], scored, strict=True)]
 
     def arrays(self) -> tuple[Array, Array, Array, Array, Array]:
         """``tokens, parent, source, target, order``: ``order[e]`` is where the e-th edge that was added stands now."""
@@ -144,6 +149,28 @@ def trie(prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> Trie:
     return Trie(nodes, parent, source, target, leaf=order[leaves], paths=tuple(order[path] for path in paths))
 
 
+def chains(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Array, Array, Array, Array]:
+    """Texts side by side, each a chain of its own: ``tokens, parent, source, target``.
+
+    Args:
+        texts: for each, the token ids that are read only, at least one, and those that are scored, at least one. The edges stand in
+            the order of the texts.
+
+    Raises:
+        ValueError: either is empty.
+    """
+    tokens, parent, source, target = list[int](), list[int](), list[int](), list[int]()
+    for context, scored in texts:
+        if not len(context) or not len(scored):
+            raise ValueError("a chain needs a context and something to score")
+        start = len(tokens)
+        tokens += [*context, *scored[:-1]]
+        parent += [-1, *range(start, len(tokens) - 1)]
+        source += range(start + len(context) - 1, len(tokens))
+        target += scored
+    return tuple(np.array(values, np.int32) for values in (tokens, parent, source, target))  # type: ignore[return-value]
+
+
 def prune(row: Row, keep: Array) -> Row:
     """The row with the edges of mask ``keep`` [E] and only the nodes that they need."""
     needed = np.zeros(len(row.tokens), bool)
@@ -215,6 +242,20 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if free > length:
             insort(rooms, (free - length, into))
     return [sorted(b) for b in bins]
+
+
+def chunks(rows: Iterable[Row], capacity: int) -> Iterator[list[Row]]:
+    """Consecutive rows within the capacity; a longer one alone."""
+    chunk: list[Row] = []
+    used = 0
+    for row in rows:
+        if chunk and used + len(row.tokens) > capacity:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(row)
+        used += len(row.tokens)
+    if chunk:
+        yield chunk
 
 
 def within(rows: Sequence[Row], capacity: int) -> list[list[Row]]:

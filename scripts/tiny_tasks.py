@@ -13,6 +13,7 @@ import tiny_words as words
 
 WRONG_SHARE = 0.6
 HELD_OUT_SHARE = 0.4
+DEVELOPMENT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,13 @@ def held_out_items(task: str) -> frozenset[str]:
     items = list(TASKS[task].items)
     random.Random(f"held-out {task}").shuffle(items)
     return frozenset(items[: round(HELD_OUT_SHARE * len(items))])
+
+
+def development_items(task: str) -> frozenset[str]:
+    """A quarter of the held-out items: settings are chosen on them, results are reported on the others."""
+    items = sorted(held_out_items(task))
+    random.Random(f"development {task}").shuffle(items)
+    return frozenset(items[: round(DEVELOPMENT_SHARE * len(items))])
 
 
 _HELD_OUT = {task: held_out_items(task) for task in TASKS}

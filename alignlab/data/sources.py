@@ -25,6 +25,8 @@ class PromptFiles:
     """
 
     yields: ClassVar[type] = TargetSet
+    lenient: ClassVar[bool] = False
+    rejected: ClassVar[dict[str, str]] = {}
 
     path: Any
     train: Any
@@ -82,10 +84,17 @@ class PromptFiles:
         """Prompts of ``test``, or else all of ``path``; those without targets are sampled only."""
         yield from self._read(self._roots("test"))
 
-    def scoring(self) -> Iterator[TargetSet]:
-        """Every prompt, held out or not, in the sorted order of the files."""
-        for file in sorted(self._files_to_names):
-            yield self._parse(file)
+    def scoring(self) -> Iterator[tuple[int, TargetSet]]:
+        """Every prompt, held out or not, with its number in the sorted order of the files."""
+        return enumerate(self._parse(file) for file in sorted(self._files_to_names))
+
+    def reject(self, record: TargetSet, error: UserError) -> None:
+        """Refuse: no prompt file is passed over.
+
+        Raises:
+            UserError: always.
+        """
+        raise error
 
     def prompts(self) -> Sequence[Prompt]:
         """A prompt for each test record."""

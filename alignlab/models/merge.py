@@ -1,32 +1,39 @@
-"""An adapter folded into the weights it adapts, checked."""
+"""Whether a model is the one it was made from: how near two models' predictions are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from alignlab.errors import UserError
-from alignlab.text import TextCodec
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near two models' predictions are, over all positions of some token sequences."""
+
+    max_logit_difference: float
+    """largest absolute difference of a logit"""
+    max_total_variation: float
+    """largest total variation of next-token probabilities, in [0, 1]"""
+    top1_agreement: float
+    """share of positions at which both think the same token likeliest"""
 
 
 @torch.no_grad()
-def merged(model: Any, text: TextCodec) -> Any:
-    """The base model with the adapter of a PEFT model folded in.
+def predictions(model: Any, sequences: Iterable[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits after every token, [T, V] for each sequence of T tokens, as fp32 (fp64 where the model has it) on the CPU."""
+    found = (model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0] for ids in sequences)
+    return [(logits if logits.dtype == torch.float64 else logits.float()).cpu() for logits in found]
 
-    Raises:
-        UserError: merging moves more of the next-token probability than rounding does: 0.1 %, or 5 % where weights have 16 bits.
-    """
-    ids = torch.tensor([text.prompt([{"role": "user", "content": "Is this the same model?"}])], device=model.device)
-    before = model(input_ids=ids).logits.float().softmax(-1)
-    single = model.merge_and_unload()
-    after = single(input_ids=ids).logits.float().softmax(-1)
-    difference = float((after - before).abs().sum(-1).max()) / 2
-    # Folding rounds each weight once in the dtype of storage.
-    if difference > (1e-3 if single.dtype.itemsize > 2 else 0.05):
-        raise UserError(
-            f"export: merging moves {difference:.1%} of the next-token probability: "
-            "this adapter does not survive a merge.\n"
-            "Serve adapter/ with peft instead."
-        )
-    return single
+
+def agreement(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> Agreement:
+    """Compare two models' :func:`predictions` on the same sequences; one that is not a number makes the figures so too."""
+    logits, variation, same = [], [], []
+    for a, b in zip(ours, theirs, strict=True):
+        logits.append(torch.where(a == b, 0.0, (a - b).abs()).max())  # no difference where both rule a token out
+        variation.append((a.softmax(-1) - b.softmax(-1)).abs().sum(-1).max() / 2)
+        same.append(a.argmax(-1) == b.argmax(-1))
+    share = torch.cat(same).double().mean()
+    return Agreement(float(torch.stack(logits).max()), float(torch.stack(variation).max()), float(share))

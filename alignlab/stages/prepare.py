@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
 from alignlab.data.rows import RowStore, write_rows
+from alignlab.errors import UserError
 from alignlab.pipeline import Run
+from alignlab.protocols import Row
 from alignlab.records import Record, write_json, write_jsonl
+from alignlab.trees import chunks
 
 
 def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
+    tried = config.data.training() if config.data.lenient else ()
+    for record in chain(tried, config.data.testing()):  # what cannot be used is said before anything is trained
+        try:
+            deque(config.method.parts(record, text), maxlen=0)
+        except UserError as error:
+            config.data.reject(record, error)
     write_jsonl(run.path("records.jsonl"), config.data.training())
     files = ["records.jsonl", "rows/train.arrow", "rows/summary.json"]
     splits = {"train": config.data.training()}
@@ -22,18 +33,32 @@ def prepare(run: Run) -> list[str]:
     if validation:
         splits["validation"] = iter(validation)
         files.append("rows/validation.arrow")
-    for record in config.data.testing():  # what cannot be evaluated is said before anything is trained
-        deque(config.method.parts(record, text), maxlen=0)
     summary = {}
     for split, records in splits.items():
         path = run.path("rows", f"{split}.arrow")
         count = _Counter(records)
-        write_rows(path, config.method.rows(count, text, config.seed))
+        rows = config.method.rows(count, text, config.seed)
+        write_rows(path, with_reference(run, rows) if config.method.reference else rows)
         summary[split] = {"records": count.seen, **_summary(RowStore(path))}
     write_json(run.path("rows", "summary.json"), summary)
+    if config.data.rejected:
+        rejected = ({"row": place, "reason": reason} for place, reason in config.data.rejected.items())
+        run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} rows are passed over; rejected.jsonl says why")
+        files.append("rejected.jsonl")
     train = summary["train"]
     run.say(f"prepare: {train['records']} records, {train['rows']} rows, {train['tokens']} tokens, {train['edges']} of them scored")
     return files
+
+
+def with_reference(run: Run, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows with the log-probability of each edge under the untrained model, as a column ``reference``."""
+    from alignlab.engine.scorer import Scorer, edge_logprobs_of
+
+    hardware = run.config.hardware
+    scorer = Scorer(run.load("before"), hardware.backend, hardware.logits_mib)
+    for chunk in chunks(rows, hardware.tokens_per_micro):
+        for row, logp in zip(chunk, edge_logprobs_of(scorer, chunk, hardware.tokens_per_micro), strict=True):
+            yield replace(row, columns={**row.columns, "reference": logp.double().cpu().numpy()})
 
 
 class _Counter:

@@ -1,4 +1,4 @@
-"""sample: completions of every test prompt, from the model before and after training."""
+"""sample: completions of every test prompt, from the model before and after training; for AlpacaEval, too, where asked."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from alignlab.errors import UserError
 from alignlab.pipeline import Run
-from alignlab.records import Sample, write_jsonl
+from alignlab.records import Sample, read_jsonl, write_json, write_jsonl
 from alignlab.seeds import derive
 from alignlab.track import Display
 
 
 def sample(run: Run) -> list[str]:
-    """Write ``samples.jsonl``, or the file that ``sample.file`` names.
+    """Write ``samples.jsonl``, or the file that ``sample.file`` names, and ``alpaca_eval.json`` where asked.
 
     Raises:
         UserError: the trained model is asked for, and there is none.
@@ -25,7 +25,28 @@ def sample(run: Run) -> list[str]:
     with Display("sample", len(models) * len(prompts)) as display:
         count = write_jsonl(run.path(settings.file), _samples(run, models, display))
     run.say(f"sample: {count} completions of {len(prompts)} prompts ({' and '.join(models)} training)")
-    return [settings.file]
+    return [settings.file, *(_alpaca_eval(run, models) if settings.alpaca_eval else ())]
+
+
+def _alpaca_eval(run: Run, models: Sequence[str]) -> list[str]:
+    """Write the first completion of each prompt as AlpacaEval reads a model's outputs, a file per model; returns their names.
+
+    The last model, the trained one where there is one, has the plain name.
+    """
+    prompts = {prompt.name: prompt for prompt in run.config.data.prompts()}
+    outputs: dict[str, list[dict[str, str]]] = {which: [] for which in models}
+    for row in read_jsonl(run.path(run.config.sample.file)):
+        if row["sample"] == 0:
+            prompt, which = prompts[row["prompt"]], row["model"]
+            name = run.folder.resolve().name + ("-before" if which == "before" else "")
+            outputs[which].append(
+                {"instruction": prompt.request, "output": row["text"], "generator": name, "dataset": prompt.dataset}
+            )
+    files = []
+    for which, rows in outputs.items():
+        files.append("alpaca_eval.json" if which == models[-1] else f"alpaca_eval-{which}.json")
+        write_json(run.path(files[-1]), rows)
+    return files
 
 
 def _samples(run: Run, models: Sequence[str], display: Display) -> Iterator[Sample]:
@@ -35,7 +56,7 @@ def _samples(run: Run, models: Sequence[str], display: Display) -> Iterator[Samp
         model = run.load(which, config.sample.dtype)
         for prompt in config.data.prompts():
             request = config.method.request(prompt)
-            ids = text.prompt(request.messages)
+            ids = text.request(request)
             # the same random numbers before and after: what differs is the model
             room = text.context - len(ids)
             limited = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))

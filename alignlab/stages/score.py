@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from alignlab.api import RunFolder
 from alignlab.engine.batch import collate
 from alignlab.engine.scorer import Scorer, edge_logprobs_of
 from alignlab.errors import UserError
@@ -12,6 +15,7 @@ from alignlab.pipeline import Run
 from alignlab.protocols import Row
 from alignlab.records import write_jsonl
 from alignlab.track import Display
+from alignlab.trees import chunks
 
 
 def score(run: Run) -> list[str]:
@@ -21,18 +25,30 @@ def score(run: Run) -> list[str]:
         raise UserError("score.model: there is no trained model yet. Run the train stage first, or take score.model=before.")
     count = write_jsonl(run.path("scores.jsonl"), (line for which in wanted for line in _lines(run, which)))
     run.say(f"score: {count} lines")
-    return ["scores.jsonl"]
+    drawn: Sequence[str] = ()
+    if run.config.score.tokens:
+        drawn = run.config.method.scored(RunFolder(run.folder), run.config.data.scoring(), run.path("plots"))
+        if drawn:
+            run.say(f"score: {', '.join(str(run.path(name)) for name in drawn)}")
+    return ["scores.jsonl", *drawn]
 
 
 def _lines(run: Run, which: str) -> Iterator[dict[str, Any]]:
-    config = run.config
-    scorer = Scorer(run.load(which), config.hardware.backend, config.hardware.logits_mib)
+    config, method = run.config, run.config.method
     capacity = config.hardware.tokens_per_micro
+    scorers = [Scorer(run.load(which), config.hardware.backend, config.hardware.logits_mib)]
+    if method.reference and which == "after":
+        scorers.append(Scorer(run.load("before"), config.hardware.backend, config.hardware.logits_mib))
     total = sum(1 for _ in config.data.scoring())
+    waiting: deque[tuple[int, int]] = deque()  # index and part of the rows under way
     with Display(f"score ({which})", total) as display:
-        for chunk in _chunks(_parts(run), capacity):
-            for (index, part, row), logp in zip(chunk, edge_logprobs_of(scorer, [row for *_, row in chunk], capacity), strict=True):
-                loss = config.method.loss(logp.double(), collate([row]).to(run.device))
+        for chunk in chunks(_parts(run, waiting), capacity):
+            found = [edge_logprobs_of(scorer, chunk, capacity) for scorer in scorers]
+            for row, logp, reference in zip(chunk, found[0], found[-1], strict=True):
+                index, part = waiting.popleft()
+                if method.reference:
+                    row = replace(row, columns={**row.columns, "reference": reference.double().cpu().numpy()})
+                loss = method.loss(logp.double(), collate([row]).to(run.device))
                 line = {"index": index, "part": part, "model": which, "loss": float(loss.total)}
                 line |= {"mass": row.mass, "edges": len(row.source)}
                 if config.score.tokens:
@@ -41,25 +57,15 @@ def _lines(run: Run, which: str) -> Iterator[dict[str, Any]]:
             display.update(index + 1)
 
 
-def _parts(run: Run) -> Iterator[tuple[int, int, Row]]:
-    for index, record in enumerate(run.config.data.scoring()):
-        for part, row in enumerate(run.config.method.parts(record, run.text)):
-            yield index, part, row
-
-
-def _chunks(parts: Iterator[tuple[int, int, Row]], capacity: int) -> Iterator[list[tuple[int, int, Row]]]:
-    """Consecutive rows within the capacity; a longer one alone."""
-    chunk: list[tuple[int, int, Row]] = []
-    used = 0
-    for part in parts:
-        length = len(part[2].tokens)
-        if chunk and used + length > capacity:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(part)
-        used += length
-    if chunk:
-        yield chunk
+def _parts(run: Run, numbers: deque[tuple[int, int]]) -> Iterator[Row]:
+    """Rows of every record; their index and part are put at the end of ``numbers``."""
+    for index, record in run.config.data.scoring():
+        try:
+            for part, row in enumerate(run.config.method.parts(record, run.text)):
+                numbers.append((index, part))
+                yield row
+        except UserError as error:
+            run.config.data.reject(record, error)
 
 
 def _tokens(run: Run, row: Row, logp: list[float]) -> list[dict[str, Any]]:

@@ -97,6 +97,9 @@ def test_export_is_a_model_of_its_own(demo):
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
+    certificate = json.loads((folder / "export.json").read_text())
+    assert certificate["merged_and_adapter"]["max_logit_difference"] < 1e-4
+    assert json.loads((folder / "done/export.json").read_text())["files"] == ["merged", "export.json"]
 
 
 def test_the_same_command_again_does_nothing_twice(demo):

@@ -47,7 +47,7 @@ def test_a_method_inherits_from_no_other_and_has_a_yaml(name):
     assert not [i for i in _imports(PACKAGE / f"methods/{name}.py") if i.startswith("alignlab.methods.")]
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     assert all(isinstance(base, ast.Name) and base.id == "MethodDefaults" for c in classes for base in c.bases)
-    assert (PACKAGE.parent / f"conf/method/{name}.yaml").exists()
+    assert (PACKAGE.parent / f"conf/method/{name.replace('_', '-')}.yaml").exists()
 
 
 def test_the_loop_knows_no_method_and_no_data_source():

@@ -1,0 +1,231 @@
+"""What a trained run is used for: completions for AlpacaEval, and talking with it in a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignlab
+
+REQUESTS = {
+    "fruit": "Name a fruit.",
+    "king": "Who was the first king?",
+    "number": "Give me a random number between 1 and 10. Answer in braces.",
+}
+SOURCE = """
+from dataclasses import dataclass, replace
+from alignlab.data.sources import PromptFiles
+@dataclass
+class Named(PromptFiles):
+    def prompts(self):
+        return [replace(prompt, dataset="mine") for prompt in super().prompts()]
+"""
+QUICK = ["tracker=none", "train.max_steps=1", "train.lr=0.02", "suite.samples=2", "suite.temperature=0", "suite.max_new_tokens=12"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a short run of the real command."""
+    where = tmp_path_factory.mktemp("after")
+    (where / "p").mkdir()
+    (where / "mine.py").write_text(SOURCE)
+    for name, request in REQUESTS.items():
+        targets = {"targets": ["{7}", "{3}"]} if name == "number" else {"split": "test"}
+        (where / f"p/{name}.json").write_text(json.dumps({"request": request} | targets))
+    done = call(
+        where,
+        "data.path=p",
+        "data._target_=mine.Named",
+        "sample.alpaca_eval=true",
+        *QUICK,
+        "stages=[prepare,train,sample]",
+        "run_dir=run",
+    )
+    assert done.returncode == 0, done.stderr
+    return where
+
+
+def call(where: Path, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alignlab", *arguments]
+    return subprocess.run(command, cwd=where, input=typed, capture_output=True, text=True, timeout=120, check=False)
+
+
+def greedy(folder: Path, model: str) -> dict[str, str]:
+    """Request -> what the stage ``sample`` wrote."""
+    samples = alignlab.RunFolder(folder / "run").samples
+    return {REQUESTS[s["prompt"]]: s["text"] for s in samples if s["model"] == model and s["sample"] == 0}
+
+
+# ---- AlpacaEval
+
+
+def test_first_completions_are_written_as_alpaca_eval_reads_them(folder):
+    for model, name, generator in (("after", "alpaca_eval", "run"), ("before", "alpaca_eval-before", "run-before")):
+        expected = [
+            {"instruction": request, "output": output, "generator": generator, "dataset": "mine"}
+            for request, output in greedy(folder, model).items()
+        ]
+        assert len(expected) == 3
+        assert json.loads((folder / f"run/{name}.json").read_text()) == expected
+    files = json.loads((folder / "run/done/sample.json").read_text())["files"]
+    assert sorted(files) == ["alpaca_eval-before.json", "alpaca_eval.json", "samples.jsonl"]
+
+
+def test_the_only_model_sampled_has_the_plain_name(cli, tmp_path):
+    (tmp_path / "king.json").write_text(json.dumps({"request": REQUESTS["king"], "targets": ["a"]}))
+    done = cli("data.path=king.json", "sample.alpaca_eval=true", "sample.model=before", *QUICK, "stages=[sample]", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    row = {"instruction": REQUESTS["king"], "output": "A king, two king.", "generator": "run-before", "dataset": ""}
+    assert json.loads((tmp_path / "run/alpaca_eval.json").read_text()) == [row]
+    assert not (tmp_path / "run/alpaca_eval-before.json").exists()
+
+
+# ---- chat
+
+
+def test_a_piped_conversation_gives_the_answers_of_the_sample_stage(folder):
+    before, after = greedy(folder, "before"), greedy(folder, "after")
+    assert before != after
+    first, second = REQUESTS["king"], REQUESTS["number"]
+    log = (folder / "run/log.txt").read_text()
+    done = call(folder, "chat=run", typed=f"{first}\n\n{second}\n/before\n{first}\n/after\n{first}\n/quit\n{second}\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(f"{answer}\n" for answer in (after[first], after[second], before[first], after[first]))
+    assert "alignlab: " not in done.stderr
+    assert (folder / "run/log.txt").read_text() == log
+
+
+def test_the_words_after_chat_change_how_answers_are_drawn(folder):
+    asked = f"{REQUESTS['fruit']}\n" * 2
+    shorter = call(folder, "chat=run", "max_new_tokens=2", "model=before", typed=asked).stdout.splitlines()
+    assert shorter == ["apple,"] * 2
+    drawn = [call(folder, "chat=run", "temperature=5", f"seed={seed}", typed=asked).stdout for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({*drawn[0].splitlines()}) > 1  # each line has random numbers of its own
+
+
+def test_characters_of_several_tokens_are_streamed_whole(text):
+    from alignlab.chat import pieces
+
+    for written in ("日本語 🙂 é", "a 🙂🙂 b"):
+        ids = text.tokenizer.encode(written, add_special_tokens=False)
+        shown = list(pieces(text.decode, [*ids, text.tokenizer.eos_token_id]))
+        assert "".join(shown) == written
+        assert not any("\ufffd" in piece for piece in shown)
+        assert len([piece for piece in shown if piece]) > len(written) // 2
+    cut = text.tokenizer.encode("🙂", add_special_tokens=False)[:-1]
+    assert "".join(pieces(text.decode, cut)) == text.decode(cut)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat=ru"], ["chat: there is no folder ru.", "'run'"]),
+        (["chat=p"], ["chat: p is no run of alignlab"]),
+        (["chat="], ["chat=RUN_FOLDER"]),
+        (["chat=run", "temprature=0"], ["temprature: chat has no such key", "'temperature'"]),
+        (["chat=run", "train.lr=1"], ["train.lr: chat has no such key"]),
+        (["chat=run", "temperature"], ["temperature: ", "KEY=VALUE"]),
+        (["chat=run", "temperature=-1"], ["temperature: must be at least 0"]),
+        (["chat=run", "temperature=nan"], ["temperature: must be at least 0"]),
+        (["chat=run", "top_k=1.5"], ["top_k: must be a whole number, not '1.5'"]),
+        (["chat=run", "model=best"], ["model: must be one of before, after, not 'best'"]),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_is_wrong(folder, arguments, words):
+    said(call(folder, *arguments), *words)
+
+
+def said(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("alignlab: ")
+    assert len(done.stderr.splitlines()) <= 3
+    assert not done.stdout
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_run_without_a_trained_model_answers_with_the_untrained(cli, tmp_path):
+    assert cli("stages=[prepare]", "run_dir=run").returncode == 0
+    said(cli("chat=run", "model=after"), "model=after: run holds no trained model", "model=before")
+    done = call(tmp_path, "chat=run", "temperature=0", typed="Who was the first king?\n")
+    assert (done.returncode, done.stdout) == (0, "A king, two king.\n")
+
+
+def test_a_line_that_cannot_be_answered_ends_a_pipe(folder):
+    said(call(folder, "chat=run", typed="/befor\n"), "/befor: no such command", "'/before'")
+    done = call(folder, "chat=run", typed="word " * 600 + "\n")
+    assert done.returncode == 2
+    assert "600" in done.stderr or "positions. Shorten it." in done.stderr
+
+
+def test_chat_is_one_process(folder):
+    said(
+        subprocess.run(
+            [sys.executable, "-m", "alignlab", "chat=run"],
+            cwd=folder,
+            env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+            check=False,
+        ),
+        "chat is one process",
+    )
+
+
+class Terminal:
+    """The command on a terminal of its own."""
+
+    def __init__(self, where: Path, *arguments: str) -> None:
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            os.chdir(where)
+            os.execv(sys.executable, [sys.executable, "-m", "alignlab", *arguments])
+
+    def until(self, end: str, least: int = 0) -> str:
+        """What is shown up to ``end``, once there are ``least`` characters."""
+        shown = b""
+        while len(shown) < least or end.encode() not in shown:
+            shown += os.read(self.file, 4096)
+        return shown.decode(errors="replace")
+
+    def type(self, keys: str) -> None:
+        os.write(self.file, keys.encode())
+
+    def status(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_terminal_is_greeted_and_ctrl_c_stops_the_answer_then_the_chat(folder):
+    screen: Any = Terminal(folder, "chat=run", "temperature=100", "max_new_tokens=400")
+    greeting = screen.until("after> ").splitlines()[-2]
+    assert greeting == "run: the model after training; /help explains, Ctrl-D leaves"
+    screen.type("Hello\n")
+    screen.until("Hello", least=60)  # under way: at this temperature 400 of 3072 tokens are hardly ever the one that ends it
+    screen.type("\x03")
+    assert "(stopped)" in screen.until("after> ")
+    screen.type("/befor\n")
+    assert "Did you mean '/before'?" in screen.until("\nafter> ")
+    screen.type("/before\n")
+    screen.until("before> ", least=18)
+    screen.type("/help\n")
+    assert max(map(len, screen.until("\r\nbefore> ").splitlines())) <= 80
+    screen.type("\x03")
+    assert screen.status() == 0
+
+
+def test_an_answer_that_was_cut_off_is_marked_and_the_end_of_input_leaves(folder):
+    screen = Terminal(folder, "chat=run", "max_new_tokens=2", "model=before")
+    screen.until("before> ")
+    screen.type(REQUESTS["fruit"] + "\n")
+    assert "apple,\r\n(cut off: max_new_tokens=2)\r\n" in screen.until("\r\nbefore> ")
+    screen.type("\x04")
+    assert screen.status() == 0

@@ -1,0 +1,132 @@
+"""export: the merged model is the run's model, and one that is not is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from alignlab import UserError
+from alignlab.compose import compose
+from alignlab.config import Lora, check
+from alignlab.launch import World
+from alignlab.models.load import add_lora, load_model
+from alignlab.models.merge import agreement
+from alignlab.pipeline import Run
+from alignlab.signals import Stop
+from alignlab.stages import export as stage
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run("key=value", targets=[...])``: a run folder whose adapter changes every layer."""
+
+    def make(*overrides: str, targets: list[str] | str = "all-linear") -> Run:
+        config = check(compose(["hardware=cpu", *overrides])[0])
+        model = add_lora(load_model(config.model, "cpu", 0), Lora(4, 8, 0.0, targets), 0)
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        model.save_pretrained(str(tmp_path / "run/adapter"))
+        return Run(tmp_path / "run", config, Stop(), World(0, 1))
+
+    return make
+
+
+def nothing_left(folder: Path) -> bool:
+    return [p.name for p in folder.iterdir()] == ["adapter"]
+
+
+def test_agreement_of_known_distributions():
+    ours = [torch.tensor([[0.0, math.log(3)], [2.0, 0.0]]), torch.tensor([[0.0, -math.inf]])]
+    theirs = [torch.tensor([[math.log(3), 0.0], [3.0, 1.0]]), torch.tensor([[0.0, -math.inf]])]
+    found = agreement(ours, theirs)  # (1/4, 3/4) and (3/4, 1/4); the same but for a constant; a token that both rule out
+    assert found.max_logit_difference == pytest.approx(math.log(3), abs=1e-6)
+    assert found.max_total_variation == pytest.approx(0.5, abs=1e-6)
+    assert found.top1_agreement == pytest.approx(2 / 3)
+    assert math.isnan(agreement([torch.tensor([[0.0, math.nan]])], [torch.zeros(1, 2)]).max_total_variation)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "logits", "variation", "tolerated"),
+    [("float32", 2e-4, 2e-5, (1e-3, 1e-5)), ("float64", 1e-10, 1e-10, (1e-3, 1e-5)), ("bfloat16", 0.5, 0.05, (0.05, 0.05))],
+)
+def test_the_certificate_says_how_near_they_are(run, capsys, dtype, logits, variation, tolerated):
+    one = run(f"model.dtype={dtype}")
+    assert stage.export(one) == ["merged", "export.json"]
+    found = json.loads(one.path("export.json").read_text())
+    assert json.loads(one.path("merged/alignlab_export.json").read_text()) == found
+    assert found["dtype"] == dtype
+    assert found["prompts"] == 13  # the twelve of the default data, and the fixed one
+    assert 13 * 8 < found["positions"] <= 13 * 64
+    merging, storing = found["merged_and_adapter"], found["reloaded_and_merged"]
+    assert 0 < merging["max_logit_difference"] < logits
+    assert 0 < merging["max_total_variation"] < variation
+    assert merging["top1_agreement"] >= 0.9
+    assert (storing["max_logit_difference"], storing["max_total_variation"], storing["top1_agreement"]) == (0, 0, 1)
+    assert (merging["tolerated_total_variation"], storing["tolerated_total_variation"]) == tolerated
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("export: ")]) == 1
+    assert sorted(p.name for p in one.folder.iterdir()) == ["adapter", "export.json", "merged"]
+
+
+def test_a_merge_that_changes_the_model_is_refused(run):
+    """The embedded model's head is its embedding: what is folded into one changes the other."""
+    one = run(targets=["embed_tokens"])
+    for left in ("merged", ".merged.tmp"):
+        one.path(left).mkdir()
+    one.path("export.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"export: merging moves \d\d\.\d% of the next-token probability, 0\.001 is tolerated"
+    ) as caught:
+        stage.export(one)
+    assert "Serve adapter/ with peft instead." in str(caught.value)
+    assert nothing_left(one.folder)
+
+
+def test_files_that_hold_another_model_are_refused(run, monkeypatch):
+    whole = PreTrainedModel.save_pretrained
+
+    def damaged(self: PreTrainedModel, folder: str) -> None:
+        whole(self, folder)
+        weights = load_file(Path(folder) / "model.safetensors")
+        weights["model.norm.weight"] *= 1.01
+        save_file(weights, Path(folder) / "model.safetensors", {"format": "pt"})
+
+    one = run()
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", damaged)
+    with pytest.raises(UserError, match="export: storing moves .* the files hold another model"):
+        stage.export(one)
+    assert nothing_left(one.folder)
+
+
+def test_a_tokenizer_that_comes_back_as_another_is_refused(run, monkeypatch):
+    one = run()
+    whole = stage.load_tokenizer
+
+    def other(model):
+        tokenizer = whole(model)
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+        return tokenizer
+
+    assert one.text.prompt([{"role": "user", "content": "Hi."}])
+    monkeypatch.setattr(stage, "load_tokenizer", other)
+    with pytest.raises(UserError, match="export: what was written is not the run's model: the tokenizer read back"):
+        stage.export(one)
+    assert nothing_left(one.folder)
+
+
+def test_prompts_are_spread_over_the_run_s_own_and_those_too_long_are_passed_over(run, tmp_path):
+    (tmp_path / "p").mkdir()
+    for i in range(40):
+        words = "word " * 600 if i == 3 else f"Say {i}."
+        (tmp_path / f"p/{i:02}.json").write_text(json.dumps({"request": words, "targets": ["a"]}))
+    one = run(f"data.path={tmp_path}/p")
+    stage.export(one)
+    assert json.loads(one.path("export.json").read_text())["prompts"] == 1 + 13  # every third of forty is 14, one too long
