@@ -118,7 +118,8 @@ def measure(job: Job) -> dict[str, dict[str, float]]:
         (data / "train.jsonl").write_text(tiny_judged.lines(tiny_judged.training_rows(job.seed)))
         with redirect_stdout(nowhere), redirect_stderr(nowhere):
             run = alignlab.run(overrides(job, data, Path(place, "run")))
-        return {which: {m: v[which]["value"] for m, v in run.results.items() if ":" not in m} for which in ("before", "after")}
+        found = {m: v for m, v in run.results.items() if ":" not in m}
+        return {which: {m: v[which]["value"] for m, v in found.items() if which in v} for which in ("before", "after")}
 
 
 def perform(jobs: Iterable[Job], known: dict[str, dict[str, dict[str, float]]], out: Path, processes: int) -> None:
