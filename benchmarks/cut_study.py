@@ -125,7 +125,7 @@ def measure(job: Job) -> dict[str, dict[str, float]]:
 def perform(jobs: Iterable[Job], known: dict[str, dict[str, dict[str, float]]], out: Path, processes: int) -> None:
     """Run what is not known yet; the file is written after each."""
     waiting = [job for job in jobs if job.key not in known]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=12) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(measure, job): job for job in waiting}
         for count, future in enumerate(as_completed(futures), 1):
             known[futures[future].key] = future.result()
