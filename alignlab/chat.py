@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from alignlab.config import check, one_of
 from alignlab.errors import OK, UserError, did_you_mean
-from alignlab.generate.hf import Decoding, _continue, _draw, _Front, _logits
+from alignlab.generate.hf import Decoding, stream
 from alignlab.launch import World
 from alignlab.pipeline import FIRST_LINE, Run
 from alignlab.records import Prompt
@@ -56,8 +55,8 @@ def chat(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from None
     talk = Talk(run, decoding, given.get("seed", run.config.seed))
     talk.choose(which)
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for end in (sys.stdin, sys.stdout):
+        end.reconfigure(errors="replace")  # type: ignore[union-attr]
     if sys.stdin.isatty() and sys.stdout.isatty():
         _terminal(talk)
     else:
@@ -166,29 +165,13 @@ class Talk:
         ids = text.request(self.run.config.method.request(Prompt("chat", line)))
         self.lines += 1
         limited = replace(self.decoding, max_new_tokens=min(self.decoding.max_new_tokens, text.context - len(ids)))
-        drawn = tokens(self.load(), ids, sorted(text.stop), limited, derive(self.seed, "chat", self.lines))
+        drawn = stream(self.load(), ids, sorted(text.stop), limited, derive(self.seed, "chat", self.lines))
         return pieces(text.decode, self._noted(drawn))
 
     def _noted(self, drawn: Iterable[int]) -> Iterator[int]:
         for token in drawn:
             self.cut = token not in self.run.text.stop
             yield token
-
-
-def tokens(model: Any, prompt: Sequence[int], stop: Sequence[int], decoding: Decoding, seed: int) -> Iterator[int]:
-    """The tokens of one completion as they are drawn, the one that ends it included; likeliest ones as the sampler takes them."""
-    import torch
-    from transformers import DynamicCache
-
-    ids, one = torch.tensor([list(prompt)], device=model.device), np.zeros(1, np.int64)
-    front = _Front(one, one, 0, ids, DynamicCache(config=model.config), None, 0)
-    for number in np.random.Generator(np.random.Philox(seed)).random(decoding.max_new_tokens):
-        with torch.no_grad():
-            drawn = _draw(front, _logits(model, front), decoding, np.array([number]))
-        yield int(drawn[0])
-        if drawn[0] in stop:
-            return
-        (front,) = _continue(front, drawn, np.zeros(1, bool), 1)
 
 
 def pieces(decode: Callable[[Sequence[int]], str], drawn: Iterable[int]) -> Iterator[str]:

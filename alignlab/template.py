@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 
 from alignlab.errors import UserError, did_you_mean
@@ -13,6 +14,8 @@ from alignlab.paths import resolve
 from alignlab.protocols import Request
 from alignlab.records import Judged
 from alignlab.text import TextCodec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def encode(
     """A record's response in one of its contexts.
 
     What exceeds ``cutoff`` or the model's context, the token that ends the response not counted, is cut off the context from the
-    left, so that the response stays whole (``tokenize`` in the authors' ``finetune_unlikelihood.py``).
+    left, so that the response stays whole. A response that reaches ``cutoff`` by itself loses its beginning too, and the first
+    token that is left serves as the context (``tokenize`` in the authors' ``finetune_unlikelihood.py``).
 
     Args:
         record: an instruction, a response and perhaps a judgment.
@@ -91,7 +95,7 @@ def encode(
         output: a response in place of the record's own.
 
     Raises:
-        UserError: the response is empty, or leaves no room for a context; the row is named.
+        UserError: the response is empty, or leaves no room for a context in the model; the row is named.
     """
     output = record.output if output is None else output
     if not output:
@@ -102,13 +106,23 @@ def encode(
         raise error if str(error).startswith("model.") else UserError(f"{record.where}: {error}") from None
     limit, length = min(cutoff, text.context), len(response) - 1
     if not length:
-        raise UserError(f"{record.where}:output: nothing of it is left after the template.")
-    if length >= limit:
         raise UserError(
-            f"{record.where}:output: the response alone has {length} tokens; context and response together have room for {limit}.\n"
+            f"{record.where}:output: nothing of it is left after the template. Give a response that has tokens of its own."
+        )
+    if length >= text.context:
+        raise UserError(
+            f"{record.where}:output: the response alone has {length} tokens, the model {text.context} positions.\n"
             "Shorten it, or let such rows be passed over with data.max_bad_rows."
         )
-    return context[max(0, len(context) + length - limit) :], response
+    if length < limit:
+        return context[max(0, len(context) + length - limit) :], response
+    _tell(record.where, length, limit)
+    return response[-limit - 1 : -limit], response[-limit:]
+
+
+@cache
+def _tell(where: str, length: int, limit: int) -> None:
+    log.warning("%s:output: of %d tokens the last %d are read, and nothing before them: method.cutoff.", where, length, limit)
 
 
 def contexts(record: Judged, template: Template, text: TextCodec, cutoff: int) -> tuple[Encoded, Encoded]:
@@ -130,18 +144,37 @@ def gold(record: Judged, response: list[int], template: Template, text: TextCode
     """Which tokens of a record's response, [T], are known to be wrong, [T] of 0 and 1; None where nobody knows.
 
     Where it is known what would be right in place of a fault, that is the token at which the response first leaves the right one:
-    what follows in the fault follows from it. Else it is every token that overlaps the fault.
+    what follows in the fault follows from it. Else it is every token that overlaps the fault. What no training reads must not stop
+    one: where the right response makes no tokens, nobody knows.
     """
     if record.faults is None:
         return None
-    marks = [0] * len(response)
+    request = template.request(record.instruction)
+    whole = text.continuation(request, record.output)[1]  # of which the response may be the end alone
+    marks = [0] * len(whole)
     for fault in record.faults:
         if fault.right is not None:
-            repaired = record.output[: fault.start] + fault.right + record.output[fault.end :]
-            other = encode(record, template, text, cutoff, output=repaired)[1]
-            marks[next((i for i, (a, b) in enumerate(zip(response, other, strict=False)) if a != b), len(response) - 1)] = 1
+            try:
+                other = text.continuation(request, record.output[: fault.start] + fault.right + record.output[fault.end :])[1]
+            except UserError:
+                return None
+            differing = (i for i, (a, b) in enumerate(zip(whole, other, strict=False)) if a != b)
+            for first in islice(differing, 1):
+                marks[first] = 1
         else:
-            ends = [len(text.decode(response[: i + 1])) for i in range(len(response) - 1)]
-            for i, (start, end) in enumerate(pairwise([0, *ends])):
+            for i, (start, end) in enumerate(_spans(record.output, whole[:-1], text)):
                 marks[i] |= start < fault.end and end > fault.start
-    return marks
+    return marks[-len(response) :]
+
+
+def _spans(output: str, response: list[int], text: TextCodec) -> list[tuple[int, int]]:
+    """Characters of a response that each of its tokens holds, first and one past the last; of a part of a letter, the letter."""
+    bare = output.strip()  # as a chat template may leave it, after a lead of its own
+    start = at = output.find(bare) - max(0, text.decode(response).find(bare))
+    spans = []
+    for i in range(len(response)):
+        written = text.decode(response[: i + 1])
+        end = at + len(written.rstrip("\ufffd"))  # of a letter begun, a decoder shows U+FFFD
+        spans.append((start, end + written.endswith("\ufffd")))
+        start = end
+    return spans

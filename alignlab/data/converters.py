@@ -138,7 +138,7 @@ def shepherd(files: Sequence[Path], read: Reader) -> Iterator[tuple[str, Result]
         UserError: there are not two files, or one cannot be read.
     """
     if len(files) != 2:
-        raise UserError(f"shepherd: {len(files)} files given, two needed: human_data_raw.jsonl and human_data_for_model.jsonl.")
+        raise UserError(f"shepherd: takes two files, human_data_raw.jsonl and human_data_for_model.jsonl, and got {len(files)}.")
     for number, pair in enumerate(zip_longest(*map(read, files)), 1):
         if None in pair:
             place = next(row for row in pair if row is not None)[0]

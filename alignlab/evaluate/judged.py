@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignlab.config import at_least, finite
+from alignlab.errors import UserError
 from alignlab.evaluate.detection import Inspected, log_ratios
 from alignlab.generate.hf import Decoding
 from alignlab.protocols import Row, Source, Value
 from alignlab.records import Judged
-from alignlab.report.document import Block, Image, Table, Text
+from alignlab.report.document import Block, Image, Link, Table
 from alignlab.seeds import generator
 from alignlab.template import Encoded, Template, contexts, encode, gold, load_template
 from alignlab.text import TextCodec
@@ -94,19 +95,25 @@ class JudgedAnswers:
         """For each test row what is scored, by name."""
         for record in source.testing():
             assert isinstance(record, Judged)
-            texts: dict[str, Encoded] = {}
-            figures = _Figures(record)
-            if record.reference:
-                texts["reference"] = encode(record, template, text, self.cutoff, output=record.reference)
-                if self.praise is not None:
-                    praised = Judged(**{**vars(record), "judgment": self.praise})
-                    texts["praised"] = encode(praised, template, text, self.cutoff, judged=True, output=record.reference)
-            if record.output and record.satisfactory:
-                texts["plain"] = encode(record, template, text, self.cutoff)
-            elif record.output:
-                texts["plain"], texts["judged"] = contexts(record, template, text, self.cutoff)
-                figures.gold = gold(record, texts["plain"][1], template, text, self.cutoff)
-            yield texts, figures
+            try:
+                yield self._question(record, template, text)
+            except UserError as error:
+                source.reject(record, error)
+
+    def _question(self, record: Judged, template: Template, text: TextCodec) -> tuple[dict[str, Encoded], _Figures]:
+        texts: dict[str, Encoded] = {}
+        figures = _Figures(record)
+        if record.reference:
+            texts["reference"] = encode(record, template, text, self.cutoff, output=record.reference)
+            if self.praise is not None:
+                praised = replace(record, judgment=self.praise)
+                texts["praised"] = encode(praised, template, text, self.cutoff, judged=True, output=record.reference)
+        if record.output and record.satisfactory:
+            texts["plain"] = encode(record, template, text, self.cutoff)
+        elif record.output:
+            texts["plain"], texts["judged"] = contexts(record, template, text, self.cutoff)
+            figures.gold = gold(record, texts["plain"][1], template, text, self.cutoff)
+        return texts, figures
 
     def _metrics(self, found: Sequence[_Figures], suffix: str, seed: int) -> dict[str, Value]:
         ratio = _Ratios(self.bootstrap, seed)
@@ -136,7 +143,7 @@ class JudgedAnswers:
         blocks: list[Block] = []
         tasks = dict.fromkeys(name.partition(":")[2] for name in results if ":" in name)
         if tasks:
-            shown = [name for name in HEADLINE if name in results]
+            shown = [name for name in BY_TASK if name in results]
             header = ["task", *(f"{name} {which}" for name in shown for which in details)]
             rows = []
             for task in tasks:
@@ -146,7 +153,7 @@ class JudgedAnswers:
         models = {which: [Inspected(**d["tokens"]) for d in found.values() if d["tokens"]] for which, found in details.items()}
         if any(models.values()):
             for path, words in draw(models, self.threshold, folder.parent, folder):
-                blocks.append(Image(path, words) if path.suffix == ".png" else Text(f"{path.name}: {words}"))
+                blocks.append(Image(path, words) if path.suffix == ".png" else Link(path, words))
         return blocks
 
 
@@ -161,6 +168,10 @@ HEADLINE = (
     "detection_recall",
 )
 """metrics in the order of the summary"""
+
+
+BY_TASK = ("right", "p_right", "p_wrong", "detection_f1")
+"""metrics in the table of tasks"""
 
 
 @dataclass

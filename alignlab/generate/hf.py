@@ -7,7 +7,7 @@ each draws from it with its own random numbers. A model with few likely answers 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,22 @@ class HfSampler:
             Completion(tuple(row[:length].tolist()), "stop" if done else "length")
             for row, length, done in zip(tokens, lengths.tolist(), stopped.tolist(), strict=True)
         ]
+
+
+def stream(model: Any, prompt: Sequence[int], stop: Sequence[int], decoding: Decoding, seed: int) -> Iterator[int]:
+    """The tokens of one completion as they are drawn, the one that ends it included; likeliest ones as the sampler takes them."""
+    import torch
+    from transformers import DynamicCache
+
+    ids, one = torch.tensor([list(prompt)], device=model.device), np.zeros(1, np.int64)
+    front = _Front(one, one, 0, ids, DynamicCache(config=model.config), None, 0)
+    for number in np.random.Generator(np.random.Philox(seed)).random(decoding.max_new_tokens):
+        with torch.no_grad():
+            drawn = _draw(front, _logits(model, front), decoding, np.array([number]))
+        yield int(drawn[0])
+        if drawn[0] in stop:
+            return
+        (front,) = _continue(front, drawn, np.zeros(1, bool), 1)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
 
@@ -54,8 +54,8 @@ class Dpo(MethodDefaults):
             UserError: there is no pair.
         """
         group = -1
-        for group, (better, worse, record) in enumerate(self._pairs(records)):
-            yield self._row(better, worse, record, text, group)
+        for group, (better, worse) in enumerate(self._pairs(records)):
+            yield self._row(better, worse, text, group)
         if group < 0:
             wanted = (
                 "a judgment and a refined response (i_ans)" if self.pairs == "refined" else "an instruction with unequal scores"
@@ -63,29 +63,34 @@ class Dpo(MethodDefaults):
             raise UserError(f"data: no rows make a pair: method.pairs={self.pairs} needs {wanted}.")
 
     def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
-        """The pair of a record; none where a pair takes two records."""
-        for better, worse, judged in self._pairs([record]):
-            yield self._row(better, worse, judged, text, 0)
+        """The pair of a record; none where a pair takes two records, each of which must be fit for one."""
+        assert isinstance(record, Judged)
+        if self.pairs == "score" and record.score is not None and record.output:
+            encode(record, load_template(self.template), text, self.cutoff)
+        for better, worse in self._pairs([record]):
+            yield self._row(better, worse, text, 0)
 
-    def _pairs(self, records: Iterable[Record]) -> Iterator[tuple[str, str, Judged]]:
-        """Better response, worse response, a record that holds the instruction; responses to one instruction may lie apart."""
+    def _pairs(self, records: Iterable[Record]) -> Iterator[tuple[Judged, Judged]]:
+        """The better and the worse response to an instruction, whose records may lie apart."""
         seen: dict[str, list[Judged]] = {}
         for record in records:
             assert isinstance(record, Judged)
+            if not record.output:
+                continue
             if self.pairs == "refined" and record.refined and not record.satisfactory and record.refined != record.output:
-                yield record.refined, record.output, record
-            elif self.pairs == "score" and record.score is not None and record.output:
+                yield replace(record, output=record.refined), record
+            elif self.pairs == "score" and record.score is not None:
                 seen.setdefault(record.instruction, []).append(record)
         for found in seen.values():
             for one, other in combinations(found, 2):
                 worse, better = sorted((one, other), key=lambda record: record.score or 0.0)
                 if worse.score != better.score and worse.output != better.output:
-                    yield better.output, worse.output, worse
+                    yield better, worse
 
-    def _row(self, better: str, worse: str, record: Judged, text: TextCodec, group: int) -> Row:
+    def _row(self, better: Judged, worse: Judged, text: TextCodec, group: int) -> Row:
         builder, signs = TreeBuilder(), dict[int, float]()
-        for output, preferred in ((better, 1.0), (worse, -1.0)):
-            for edge in builder.text(*encode(record, load_template(self.template), text, self.cutoff, output=output)):
+        for record, preferred in ((better, 1.0), (worse, -1.0)):
+            for edge in builder.text(*encode(record, load_template(self.template), text, self.cutoff)):
                 signs[edge] = signs.get(edge, 0.0) + preferred
         tokens, parent, source, target, order = builder.arrays()
         sign = np.zeros(len(order))

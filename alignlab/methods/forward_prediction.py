@@ -58,9 +58,11 @@ class ForwardPrediction(MethodDefaults):
         texts = [encode(record, template, text, self.cutoff)]
         if record.judgment is not None:
             before = record.output + template.verdict
-            written = len(encode(record, template, text, self.cutoff, output=before)[1]) - 1  # without the token that ends it
             context, told = encode(record, template, text, self.cutoff, output=before + record.judgment)
-            texts.append(([*context, *told[:written]], told[written:]))
+            request = template.request(record.instruction)
+            written, whole = (len(text.continuation(request, words)[1]) for words in (before, before + record.judgment))
+            count = whole - written + 1  # of the judgment's tokens; the one that ends a text is in both
+            texts.append(([*context, *told[:-count]], told[-count:]))
         edges, share, told_by = [], [], []
         for place, (context, scored) in enumerate(texts):
             edges += builder.text(context, scored)

@@ -17,6 +17,8 @@ class Agreement:
     """largest absolute difference of a logit"""
     max_total_variation: float
     """largest total variation of next-token probabilities, in [0, 1]"""
+    p95_total_variation: float
+    """what it exceeds at 5 % of the positions"""
     top1_agreement: float
     """share of positions at which both think the same token likeliest"""
 
@@ -33,7 +35,7 @@ def agreement(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> A
     logits, variation, same = [], [], []
     for a, b in zip(ours, theirs, strict=True):
         logits.append(torch.where(a == b, 0.0, (a - b).abs()).max())  # no difference where both rule a token out
-        variation.append((a.softmax(-1) - b.softmax(-1)).abs().sum(-1).max() / 2)
+        variation.append((a.softmax(-1) - b.softmax(-1)).abs().sum(-1) / 2)
         same.append(a.argmax(-1) == b.argmax(-1))
-    share = torch.cat(same).double().mean()
-    return Agreement(float(torch.stack(logits).max()), float(torch.stack(variation).max()), float(share))
+    moved, share = torch.cat(variation), torch.cat(same).double().mean()
+    return Agreement(float(torch.stack(logits).max()), float(moved.max()), float(moved.quantile(0.95)), float(share))

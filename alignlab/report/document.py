@@ -91,6 +91,14 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Another page of the run."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
 class Column:
     """Texts of one model."""
 
@@ -116,7 +124,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Union[Heading, Text, Code, Facts, Table, Image, Samples, Fold]  # noqa: UP007 - Fold refers to it before it exists
+Block = Union[Heading, Text, Code, Facts, Table, Image, Link, Samples, Fold]  # noqa: UP007 - Fold refers to it before it exists
 
 
 def flat(blocks: Sequence[Block]) -> Iterator[Block]:
@@ -150,6 +158,8 @@ def _part(block: Block, folder: Path) -> str:
         case Image(path, alt, caption):
             link = f"![{_literal(' '.join(alt.split()))}]({path.relative_to(folder).as_posix().replace(' ', '%20')})"
             return f"{link}\n\n{_literal(caption)}" if caption else link
+        case Link(path, text):
+            return f"[{_literal(path.name)}]({path.relative_to(folder).as_posix().replace(' ', '%20')}): {_literal(text)}"
         case Table():
             return _table(block)
         case Samples(title, request, columns):

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
-from alignlab.report.document import Block, Code, Facts, Fold, Heading, Image, Samples, Table, Text
+from alignlab.report.document import Block, Code, Facts, Fold, Heading, Image, Link, Samples, Table, Text
 
 MOST_BYTES = 2_800_000
 """of the whole page"""
@@ -81,6 +82,9 @@ class _Page:
 
     def block(self, block: Block) -> str:
         """One block, or the word that it is left out."""
+        if isinstance(block, Link):
+            place = quote(block.path.relative_to(self._folder).as_posix())
+            return f"<p><a href='{place}'>{html.escape(block.path.name)}</a>: {html.escape(block.text)}</p>"
         if isinstance(block, Fold):
             return f"<details><summary>{html.escape(block.title)}</summary>\n{self._blocks(block.blocks)}\n</details>"
         size = 4 * block.path.stat().st_size // 3 if isinstance(block, Image) else 0

@@ -20,8 +20,8 @@ from alignlab.trees import chunks
 def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
-    tried = config.data.training() if config.data.lenient else ()
-    for record in chain(tried, config.data.testing()):  # what cannot be used is said before anything is trained
+    tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
+    for record in chain(*tried, config.data.testing()):  # what cannot be used is said before anything is trained
         try:
             deque(config.method.parts(record, text), maxlen=0)
         except UserError as error:
@@ -38,12 +38,17 @@ def prepare(run: Run) -> list[str]:
         path = run.path("rows", f"{split}.arrow")
         count = _Counter(records)
         rows = config.method.rows(count, text, config.seed)
-        write_rows(path, with_reference(run, rows) if config.method.reference else rows)
+        try:
+            write_rows(path, with_reference(run, rows) if config.method.reference else rows)
+        except UserError as error:
+            if split == "train" or not str(error).startswith("data: "):
+                raise
+            raise UserError(f"data.{split}{str(error).removeprefix('data')}") from None  # only these rows lack something
         summary[split] = {"records": count.seen, **_summary(RowStore(path))}
     write_json(run.path("rows", "summary.json"), summary)
     if config.data.rejected:
         rejected = ({"row": place, "reason": reason} for place, reason in config.data.rejected.items())
-        run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} rows are passed over; rejected.jsonl says why")
+        run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} of the rows passed over; rejected.jsonl says why")
         files.append("rejected.jsonl")
     train = summary["train"]
     run.say(f"prepare: {train['records']} records, {train['rows']} rows, {train['tokens']} tokens, {train['edges']} of them scored")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from alignlab.api import RunFolder
 from alignlab.engine.batch import collate
 from alignlab.engine.scorer import Scorer, edge_logprobs_of
@@ -69,13 +71,12 @@ def _parts(run: Run, numbers: deque[tuple[int, int]]) -> Iterator[Row]:
 
 
 def _tokens(run: Run, row: Row, logp: list[float]) -> list[dict[str, Any]]:
-    """Each edge: ``context`` counts the row's trees from 0, ``after`` is the text between the first scored place and the token."""
-    parent, tokens, tree, roots = row.parent.tolist(), row.tokens.tolist(), [], 0
-    start = int(row.source.min())
+    """Each edge: ``context`` counts the row's trees from 0; ``after`` is the text before it, from its tree's first scored place."""
+    parent, tokens, tree = row.parent.tolist(), row.tokens.tolist(), (np.cumsum(row.parent < 0) - 1).tolist()
+    first = {tree[source]: source for source in sorted(row.source.tolist(), reverse=True)}
     after: list[list[int]] = []
     for node, p in enumerate(parent):
-        roots += p < 0
-        tree.append(roots - 1)
+        start = first.get(tree[node], len(parent))
         after.append([*(after[p] if p >= 0 else []), tokens[node]] if p >= start else [tokens[node]] if node > start else [])
     lines = []
     for e, value in enumerate(logp):

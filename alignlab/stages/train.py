@@ -162,6 +162,13 @@ class _Reporter:
         """Open everything at the step where the run starts."""
         if not self._run.world.main:
             return
+        train = self._run.config.train
+        if train.schedule != "constant" and train.warmup_steps >= plan.steps:
+            peak = train.lr * (plan.steps - 1) / max(1, train.warmup_steps)
+            self._run.say(
+                f"train: the warm-up of {train.warmup_steps} steps is longer than the run of {plan.steps}: "
+                f"the rate rises to {peak:.2g}, not to {train.lr:g}"
+            )
         if progress.step:
             self._run.say(f"train: goes on from step {progress.step} of {plan.steps}")
         self._file = MetricsFile(self._run.path("metrics.jsonl"), progress.step)

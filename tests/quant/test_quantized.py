@@ -80,7 +80,7 @@ def test_export_gives_an_unquantised_model(bits: str, root: Path, runs: dict[str
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     certificate = json.loads((runs[bits].path / "export.json").read_text())
     assert certificate["merged_and_adapter"]["max_total_variation"] < 1e-4
-    assert 1e-4 < certificate["merged_and_quantised"]["max_total_variation"] < 0.5
+    assert certificate["merged_and_quantised"]["max_total_variation"] > 1e-3
     again = alignlab.run(
         ["model=local", f"model.path={merged}", f"data.path={root}/w.json", f"run_dir={root}/merged-{bits}", "stages=[score]"]
     )

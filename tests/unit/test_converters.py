@@ -97,7 +97,7 @@ def test_shepherd_stays_in_step_past_a_line_that_is_not_json_and_past_blank_ones
 
 
 def test_shepherd_needs_two_files(tmp_path: Path):
-    with pytest.raises(UserError, match="1 files given, two needed"):
+    with pytest.raises(UserError, match="takes two files, human_data_raw.jsonl and human_data_for_model.jsonl, and got 1"):
         converted("shepherd", write(tmp_path / "raw.jsonl"))
 
 

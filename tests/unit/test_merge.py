@@ -49,13 +49,19 @@ def test_agreement_of_known_distributions():
     found = agreement(ours, theirs)  # (1/4, 3/4) and (3/4, 1/4); the same but for a constant; a token that both rule out
     assert found.max_logit_difference == pytest.approx(math.log(3), abs=1e-6)
     assert found.max_total_variation == pytest.approx(0.5, abs=1e-6)
+    assert found.p95_total_variation == pytest.approx(0.45, abs=1e-6)  # between the larger two of 0, 0, 0.5
     assert found.top1_agreement == pytest.approx(2 / 3)
     assert math.isnan(agreement([torch.tensor([[0.0, math.nan]])], [torch.zeros(1, 2)]).max_total_variation)
 
 
+ANYWHERE = ("max_total_variation", 1e-3, 1e-5)
+MOSTLY = ("p95_total_variation", 0.05, 0.05)
+
+
 @pytest.mark.parametrize(
     ("dtype", "logits", "variation", "tolerated"),
-    [("float32", 2e-4, 2e-5, (1e-3, 1e-5)), ("float64", 1e-10, 1e-10, (1e-3, 1e-5)), ("bfloat16", 0.5, 0.05, (0.05, 0.05))],
+    [("float32", 2e-4, 2e-5, ANYWHERE), ("float64", 1e-10, 1e-10, ANYWHERE), ("bfloat16", 1, 0.15, MOSTLY)],
+    ids=["float32", "float64", "bfloat16"],
 )
 def test_the_certificate_says_how_near_they_are(run, capsys, dtype, logits, variation, tolerated):
     one = run(f"model.dtype={dtype}")
@@ -66,25 +72,28 @@ def test_the_certificate_says_how_near_they_are(run, capsys, dtype, logits, vari
     assert found["prompts"] == 13  # the twelve of the default data, and the fixed one
     assert 13 * 8 < found["positions"] <= 13 * 64
     merging, storing = found["merged_and_adapter"], found["reloaded_and_merged"]
-    assert 0 < merging["max_logit_difference"] < logits
-    assert 0 < merging["max_total_variation"] < variation
+    assert merging["max_logit_difference"] < logits
+    assert merging["p95_total_variation"] <= merging["max_total_variation"] < variation
+    assert (merging["max_logit_difference"] > 0) == (dtype != "float64")  # the model's norms, in fp32, round what differs away
     assert merging["top1_agreement"] >= 0.9
-    assert (storing["max_logit_difference"], storing["max_total_variation"], storing["top1_agreement"]) == (0, 0, 1)
-    assert (merging["tolerated_total_variation"], storing["tolerated_total_variation"]) == tolerated
+    assert max(storing["max_logit_difference"], storing["max_total_variation"]) < 1e-6  # the same weights, elsewhere in memory
+    assert storing["top1_agreement"] == 1
+    name, merge, store = tolerated
+    assert (merging["tolerated"], storing["tolerated"]) == ({name: merge}, {name: store})
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if line.startswith("export: ")]) == 1
     assert sorted(p.name for p in one.folder.iterdir()) == ["adapter", "export.json", "merged"]
 
 
-def test_a_merge_that_changes_the_model_is_refused(run):
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # it warns of just this
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_that_changes_the_model_is_refused(run, dtype):
     """The embedded model's head is its embedding: what is folded into one changes the other."""
-    one = run(targets=["embed_tokens"])
+    one = run(f"model.dtype={dtype}", targets=["embed_tokens"])
     for left in ("merged", ".merged.tmp"):
         one.path(left).mkdir()
     one.path("export.json").write_text("{}")
-    with pytest.raises(
-        UserError, match=r"export: merging moves \d\d\.\d% of the next-token probability, 0\.001 is tolerated"
-    ) as caught:
+    with pytest.raises(UserError, match=r"export: merging moves 0\.\d+ of the next-token probability, and 0\.\d+ is") as caught:
         stage.export(one)
     assert "Serve adapter/ with peft instead." in str(caught.value)
     assert nothing_left(one.folder)
