@@ -16,7 +16,8 @@ KINDS = (".json", ".jsonl", ".parquet")
 NAMED = ", ".join(f"*{kind}" for kind in KINDS)
 
 RawRow = tuple[str, Mapping[str, Any] | UserError]
-"""``file:line`` (of Parquet, ``file:row``, from 1) and a row, or what is wrong with it"""
+"""``file:line`` (``file:line:column`` of a row behind another on its line; of Parquet, ``file:row``, from 1) and a row, or what is
+wrong with it"""
 
 
 def find(root: str, key: str, pattern: str | None, revision: str | None) -> list[Path]:
@@ -205,8 +206,10 @@ def _array(path: Path) -> Iterator[RawRow]:
         return UserError(f"{place}: not valid JSON{f' after row {count}' if count else ''}: {problem}.")
 
     while text[at : at + 1] != "]" or count:
-        line, counted = line + text.count("\n", counted, at), at
+        above, line, counted = line if count else 0, line + text.count("\n", counted, at), at
         place = f"{path}:{line}"
+        if line == above:  # several rows on a line
+            place += f":{at - text.rfind(chr(10), 0, at)}"
         if text[at : at + 1] == "]":
             raise wrong(place, "the comma before the closing bracket must go")
         try:

@@ -43,8 +43,60 @@ def edge_logprobs(logits: Tensor, node: Tensor, target: Tensor) -> Tensor:
     return _EdgeLogProb.apply(wide, node, target)
 
 
+class _FrozenHeadLogProb(torch.autograd.Function):
+    """:class:`_EdgeLogProb` of ``head(hidden)``, a linear map that is not trained: the gradient is made together with the value.
+
+    That of log p(target) by the hidden state is weight[target] - sum over v of p(v) weight[v], [H]. Its second part is kept,
+    [n, H], in place of the logits, [n, V]: nothing is stored that grows with the vocabulary, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, node: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], rows: int
+    ) -> Tensor:
+        bounds = torch.searchsorted(node, torch.arange(0, len(hidden) + rows, rows, device=node.device)).tolist()
+        mean, out = torch.empty_like(hidden), []
+        for i, first in enumerate(range(0, len(hidden), rows)):
+            edges, nodes = slice(bounds[i], bounds[i + 1]), slice(first, first + rows)
+            logits = head(hidden[nodes])
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            lse = torch.logsumexp(wide, dim=-1)
+            at = node[edges] - first
+            out.append(wide[at, target[edges]] - lse[at])
+            share = wide.sub_(lse[:, None]).exp_()  # in place: of 16 bits it is a copy already, of more it is used up
+            mean[nodes] = share.to(weight.dtype) @ weight
+        ctx.save_for_backward(mean, weight, node, target)
+        return torch.cat(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        mean, weight, node, target = ctx.saved_tensors
+        grad = grads[0].to(mean.dtype)
+        per_node = torch.zeros(len(mean), dtype=mean.dtype, device=mean.device).index_add_(0, node, grad)
+        out = mean.mul(-per_node[:, None])
+        out.index_add_(0, node, weight[target].to(mean.dtype).mul_(grad[:, None]))
+        return out, None, None, None, None, None
+
+
+CACHED = 2**25
+"""bytes of logits at a time on a CPU: more is no faster"""
+
+
+def frozen_weight(head: Any) -> Tensor | None:
+    """The weight of a plain linear head that is not trained, [V, H]; None of any other head."""
+    plain = type(head) is torch.nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
+    return head.weight if plain and not any(p.requires_grad for p in head.parameters()) else None
+
+
 def chunked_logprobs(
-    hidden: Tensor, node: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int, budget_bytes: int
+    hidden: Tensor,
+    node: Tensor,
+    target: Tensor,
+    head: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    budget_bytes: int,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """:func:`edge_logprobs` of ``head(hidden)`` in chunks of nodes, recomputed in the backward pass.
 
@@ -57,9 +109,14 @@ def chunked_logprobs(
         head: the output embedding, called as a module: [m, H] -> [m, V].
         vocabulary: V.
         budget_bytes: memory for logits.
+        weight: of the head, [V, H], where it is linear (a bias may be added) and not trained.
     """
     width = torch.promote_types(hidden.dtype, torch.float32).itemsize
     rows = max(1, int(budget_bytes // (vocabulary * width * 3)))
+    if weight is not None and hidden.requires_grad and torch.is_grad_enabled():
+        if hidden.device.type == "cpu":
+            rows = min(rows, max(1, CACHED // (vocabulary * width)))
+        return _FrozenHeadLogProb.apply(hidden, weight, node, target, head, rows)
     if rows >= len(hidden):
         return edge_logprobs(head(hidden), node, target)
 

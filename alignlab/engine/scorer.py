@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alignlab.engine.attention import NAME, Forest, model_masks, packed, score_dtype, short_windows, unknown_window
 from alignlab.engine.batch import Batch, collate
-from alignlab.engine.chunked import chunked_logprobs, edge_logprobs
+from alignlab.engine.chunked import chunked_logprobs, edge_logprobs, frozen_weight
 from alignlab.errors import UserError
 from alignlab.protocols import Row
 from alignlab.trees import TreeBuilder, split
@@ -25,6 +25,8 @@ from alignlab.trees import TreeBuilder, split
 log = logging.getLogger(__name__)
 
 BACKENDS = ("segments", "masked", "padded")
+SCALINGS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+"""settings by which architectures change what their head gives"""
 
 
 class Scorer(nn.Module):
@@ -78,7 +80,9 @@ class Scorer(nn.Module):
             hidden = self._held[1](**inputs).last_hidden_state.flatten(0, 1)[places]
         order = torch.argsort(node, stable=True)
         targets = batch.target[order]
-        logp = chunked_logprobs(hidden, node[order], targets, self._project, self.config.vocab_size, self.logits_bytes)
+        plain = not any(getattr(self.config, name, None) for name in SCALINGS)
+        weight = frozen_weight(self.base.get_output_embeddings()) if plain else None
+        logp = chunked_logprobs(hidden, node[order], targets, self._project, self.config.vocab_size, self.logits_bytes, weight)
         return torch.empty_like(logp).scatter(0, order, logp)
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:

@@ -48,7 +48,7 @@ def prepare(run: Run) -> list[str]:
     write_json(run.path("rows", "summary.json"), summary)
     if config.data.rejected:
         rejected = ({"row": place, "reason": reason} for place, reason in config.data.rejected.items())
-        run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} of the rows passed over; rejected.jsonl says why")
+        run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} wrong rows passed over; rejected.jsonl says why")
         files.append("rejected.jsonl")
     train = summary["train"]
     run.say(f"prepare: {train['records']} records, {train['rows']} rows, {train['tokens']} tokens, {train['edges']} of them scored")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignlab.engine.chunked import chunked_logprobs, edge_logprobs
+from alignlab.engine.chunked import chunked_logprobs, edge_logprobs, frozen_weight
 
 VOCABULARY, HIDDEN, NODES = 23, 8, 11
 
@@ -150,3 +150,45 @@ def test_a_head_with_dropout_draws_the_same_mask_again() -> None:
     logits = torch.cat([dropping(hidden[first : first + 3]) for first in bounds])
     torch.testing.assert_close(logp, plain(logits, node, target), rtol=0, atol=1e-13)
     torch.testing.assert_close(mine, gradients(plain(logits, node, target), hidden), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_frozen_head_gives_the_same_and_keeps_no_logits(rows: int, dtype: torch.dtype) -> None:
+    hidden, node, target, head = draw(40, dtype)
+    node = node.sort().values
+    node[node == 2] = 1
+    weight = frozen_weight(head.requires_grad_(False))
+    assert weight is head.weight
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        mine = chunked_logprobs(hidden, node, target, head, VOCABULARY, rows * VOCABULARY * 8 * 3, weight)
+    assert all(shape in ((NODES, HIDDEN), (VOCABULARY, HIDDEN), (40,)) for shape in kept)
+    theirs = plain(head(hidden), node, target)
+    assert mine.dtype == theirs.dtype
+    atol = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
+    (one,), (other,) = gradients(mine, hidden), gradients(theirs, hidden)
+    torch.testing.assert_close(one, other, rtol=0, atol=8 * atol)
+
+
+def test_gradcheck_of_a_frozen_head() -> None:
+    torch.manual_seed(1)
+    hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    head = nn.Linear(3, 6, dtype=torch.float64).requires_grad_(False)
+    node, target = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([5, 0, 2, 1, 5, 4])
+
+    def logp(x: Tensor) -> Tensor:
+        return chunked_logprobs(x, node, target, head, 6, 1, head.weight)
+
+    assert torch.autograd.gradcheck(logp, (hidden,))
+
+
+def test_only_a_plain_head_that_is_not_trained_is_taken_for_one() -> None:
+    head = nn.Linear(3, 6)
+    assert frozen_weight(head) is None  # it is trained
+    head.requires_grad_(False)
+    assert frozen_weight(head) is head.weight
+    head.register_forward_hook(lambda *_: None)
+    assert frozen_weight(head) is None
+    assert frozen_weight(nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)) is None

@@ -351,10 +351,12 @@ def test_every_recipe_belongs_to_a_pair_and_is_applied_with_it(recipe: str, tmp_
     pairs = [(m, g, o) for m in groups()["method"] for g, o in OPTIONS if g in ("data", "model") and f"{m}-{o}" == recipe]
     assert len(pairs) == 1, f"{recipe} is no METHOD-DATA or METHOD-MODEL"
     method, group, option = pairs[0]
-    more = [f"model.path={tmp_path}"] if option == "local" else []
+    more = [f"{group}.path={tmp_path}"] if OmegaConf.is_missing(OmegaConf.load(CONF / group / f"{option}.yaml"), "path") else []
     node, _ = compose([f"method={method}", f"{group}={option}", *more])
     check(node)
     wanted = OmegaConf.load(CONF / "recipe" / f"{recipe}.yaml")
+    for base in wanted.pop("defaults", []):
+        wanted = OmegaConf.merge(OmegaConf.load(CONF / "recipe" / f"{base}.yaml"), wanted)
     leaves = [key for key in all_keys(wanted) if not OmegaConf.is_dict(OmegaConf.select(wanted, key))]
     assert leaves
     for key in leaves:
