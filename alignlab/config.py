@@ -226,9 +226,9 @@ TYPED: Mapping[str, type] = {
 
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
     "tracker": ("ready", "start", "scalars", "summary", "finish"),
-    "data": ("yields", "training", "validation_records", "testing", "scoring", "reject", "prompts", "digest"),
+    "data": ("yields", "training", "validation_records", "testing", "scoring", "lenient", "reject", "prompts", "digest"),
     "method": ("accepts", "reference", "rows", "parts", "vary", "loss", "finished", "probes", "request", "scored", "sections"),
-    "suite": ("decoding", "evaluate", "summary", "charts"),
+    "suite": ("accepts", "decoding", "evaluate", "summary", "charts"),
     "sampler": ("sample",),
 }
 """groups that name their class, and what it must have; those that import least stand first, so that a mistake shows soonest"""
@@ -275,6 +275,12 @@ def check(node: DictConfig) -> Config:
         raise UserError(
             f"data: this source gives {data.yields.__name__} records, and method {type(method).__name__} trains on {wanted}.\n"
             "Choose another data option (python -m alignlab --help lists them) or another method."
+        )
+    if not issubclass(data.yields, tuple(parts["suite"].accepts)):
+        wanted = " or ".join(kind.__name__ for kind in parts["suite"].accepts)
+        raise UserError(
+            f"suite: the data gives {data.yields.__name__} records, and suite {type(parts['suite']).__name__} evaluates {wanted}.\n"
+            "Choose another suite, or leave it to the method."
         )
     stages = [stage for stage in STAGES if stage in root.stages]
     if parts["model"].quantization:

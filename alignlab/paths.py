@@ -21,6 +21,12 @@ def resolve(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
+def content(path: str | None) -> str:
+    """Digest of a file; empty where there is none, as behind a template's name."""
+    file = Path(resolve(path or ""))
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if path and file.is_file() else ""
+
+
 def fingerprint(model: Model) -> list[str]:
     """Names, sizes and ends of the weight files of a model and its adapter: tells changed weights without reading them whole.
 

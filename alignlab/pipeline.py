@@ -20,7 +20,7 @@ from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
 from alignlab.errors import MissingError, StoppedError, UserError
 from alignlab.launch import World, processes
-from alignlab.paths import fingerprint
+from alignlab.paths import content, fingerprint
 from alignlab.provenance import leaves
 from alignlab.records import write_json, write_text
 from alignlab.signals import Stop
@@ -131,13 +131,15 @@ class Run:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""
         nodes: list[Any] = [OmegaConf.to_container(self.config.node[n], resolve=True) for n in READS[stage] if n != "seed"]
         nodes = [{k: v for k, v in node.items() if k != "rows"} for node in nodes]  # the sampler's width changes no sample
+        read = [_plain(self.config.node[name]) for name in READS[stage] if name != "seed"]
+        nodes.append([content(value) for values in read for key, value in values.items() if key.endswith("template")])
         if "model" in READS[stage]:
             nodes.append(fingerprint(self.config.model))
-        content = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
+        rows = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
         if stage in ("score", "sample", "evaluate"):
             before.append(self.marker("train").get("digest"))
-        return digest(stage, *nodes, self.config.seed, content, before)
+        return digest(stage, *nodes, self.config.seed, rows, before)
 
     def marker(self, stage: str) -> dict[str, Any]:
         """What a finished stage left behind; empty where it has not finished."""
@@ -217,8 +219,8 @@ def _run_stage(run: Run, stage: str) -> None:
         raise MissingError(f"{stage}: {error.strerror or error} ({error.filename or run.folder}).") from error
     if run.world.main and files:  # what leaves nothing for another stage is never done before
         seconds = time.monotonic() - started
-        content = {"digest": run.digest(stage), "seconds": round(seconds, 3), "peak_mib": peak_memory(), "files": files}
-        write_json(marker, content)
+        left = {"digest": run.digest(stage), "seconds": round(seconds, 3), "peak_mib": peak_memory(), "files": files}
+        write_json(marker, left)
         log.info("%s took %.1f s", stage, seconds)
 
 

@@ -200,8 +200,22 @@ class Value:
     n: int
 
 
+class SourceDefaults:
+    """For a source of which no record may be wrong."""
+
+    lenient: ClassVar[bool] = False
+    rejected: ClassVar[Mapping[str, str]] = {}
+
+    def reject(self, record: Record, error: UserError) -> None:
+        """Raise the error."""
+        raise error
+
+
 class Suite(Protocol):
     """What is sampled from a model and what is measured on it."""
+
+    accepts: ClassVar[tuple[type, ...]]
+    """kinds of record it evaluates"""
 
     def decoding(self) -> Any:
         """How to sample (:class:`alignlab.generate.hf.Decoding`)."""

@@ -6,7 +6,6 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 from alignlab.errors import UserError, did_you_mean
@@ -78,7 +77,14 @@ Encoded = tuple[list[int], list[int]]
 
 
 def encode(
-    record: Judged, template: Template, text: TextCodec, cutoff: int, *, judged: bool = False, output: str | None = None
+    record: Judged,
+    template: Template,
+    text: TextCodec,
+    cutoff: int,
+    *,
+    judged: bool = False,
+    output: str | None = None,
+    field: str = "output",
 ) -> Encoded:
     """A record's response in one of its contexts.
 
@@ -93,13 +99,14 @@ def encode(
         cutoff: tokens of context and response.
         judged: whether the context holds the judgment.
         output: a response in place of the record's own.
+        field: what that response is called, for messages.
 
     Raises:
         UserError: the response is empty, or leaves no room for a context in the model; the row is named.
     """
     output = record.output if output is None else output
     if not output:
-        raise UserError(f"{record.where}:output: is empty; give a response.")
+        raise UserError(f"{record.where}:{field}: is empty; give a response.")
     try:
         context, response = text.continuation(template.request(record.instruction, record.judgment if judged else None), output)
     except UserError as error:
@@ -107,11 +114,11 @@ def encode(
     limit, length = min(cutoff, text.context), len(response) - 1
     if not length:
         raise UserError(
-            f"{record.where}:output: nothing of it is left after the template. Give a response that has tokens of its own."
+            f"{record.where}:{field}: nothing of it is left after the template. Give a response that has tokens of its own."
         )
     if length >= text.context:
         raise UserError(
-            f"{record.where}:output: the response alone has {length} tokens, the model {text.context} positions.\n"
+            f"{record.where}:{field}: the response alone has {length} tokens, the model {text.context} positions.\n"
             "Shorten it, or let such rows be passed over with data.max_bad_rows."
         )
     if length < limit:
@@ -140,7 +147,7 @@ def contexts(record: Judged, template: Template, text: TextCodec, cutoff: int) -
     return plain, judged
 
 
-def gold(record: Judged, response: list[int], template: Template, text: TextCodec, cutoff: int) -> list[int] | None:
+def gold(record: Judged, response: list[int], template: Template, text: TextCodec) -> list[int] | None:
     """Which tokens of a record's response, [T], are known to be wrong, [T] of 0 and 1; None where nobody knows.
 
     Where it is known what would be right in place of a fault, that is the token at which the response first leaves the right one:
@@ -159,7 +166,7 @@ def gold(record: Judged, response: list[int], template: Template, text: TextCode
             except UserError:
                 return None
             differing = (i for i, (a, b) in enumerate(zip(whole, other, strict=False)) if a != b)
-            for first in islice(differing, 1):
+            if (first := next(differing, None)) is not None:
                 marks[first] = 1
         else:
             for i, (start, end) in enumerate(_spans(record.output, whole[:-1], text)):

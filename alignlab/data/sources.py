@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 from alignlab.errors import UserError, did_you_mean
 from alignlab.paths import PACKAGE, resolve
+from alignlab.protocols import SourceDefaults
 from alignlab.records import Prompt, TargetSet, at, parse_target_set, read_json
 from alignlab.seeds import generator
 
 
 @dataclass
-class PromptFiles:
+class PromptFiles(SourceDefaults):
     """Diffuse's prompt files: one JSON object each, in files or in folders that are searched recursively.
 
     A prompt is named by its path below the folder it was found in, with that folder's own name in front where several are given.
@@ -25,8 +26,6 @@ class PromptFiles:
     """
 
     yields: ClassVar[type] = TargetSet
-    lenient: ClassVar[bool] = False
-    rejected: ClassVar[dict[str, str]] = {}
 
     path: Any
     train: Any
@@ -87,14 +86,6 @@ class PromptFiles:
     def scoring(self) -> Iterator[tuple[int, TargetSet]]:
         """Every prompt, held out or not, with its number in the sorted order of the files."""
         return enumerate(self._parse(file) for file in sorted(self._files_to_names))
-
-    def reject(self, record: TargetSet, error: UserError) -> None:
-        """Refuse: no prompt file is passed over.
-
-        Raises:
-            UserError: always.
-        """
-        raise error
 
     def prompts(self) -> Sequence[Prompt]:
         """A prompt for each test record."""

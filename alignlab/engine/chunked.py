@@ -84,9 +84,14 @@ CACHED = 2**25
 
 
 def frozen_weight(head: Any) -> Tensor | None:
-    """The weight of a plain linear head that is not trained, [V, H]; None of any other head."""
+    """The weight of a plain linear head that is not trained and computes in 32 bits or more, [V, H]; None of any other head.
+
+    With fewer bits the gradient of a likely token, a small difference of two sums, would be lost in their rounding.
+    """
     plain = type(head) is torch.nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
-    return head.weight if plain and not any(p.requires_grad for p in head.parameters()) else None
+    if not plain or any(p.requires_grad for p in head.parameters()) or head.weight.dtype.itemsize < 4:
+        return None
+    return None if torch.is_autocast_enabled(head.weight.device.type) else head.weight
 
 
 def chunked_logprobs(

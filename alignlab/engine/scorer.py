@@ -81,7 +81,7 @@ class Scorer(nn.Module):
         order = torch.argsort(node, stable=True)
         targets = batch.target[order]
         plain = not any(getattr(self.config, name, None) for name in SCALINGS)
-        weight = frozen_weight(self.base.get_output_embeddings()) if plain else None
+        weight = frozen_weight(self.base.get_output_embeddings()) if plain and hidden.dtype.itemsize > 2 else None
         logp = chunked_logprobs(hidden, node[order], targets, self._project, self.config.vocab_size, self.logits_bytes, weight)
         return torch.empty_like(logp).scatter(0, order, logp)
 

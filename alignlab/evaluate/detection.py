@@ -116,17 +116,6 @@ def curve(items: Sequence[Inspected], thresholds: Sequence[float]) -> list[Quali
     return found
 
 
-def gold_tokens(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for each token that shares a character with a wrong span, else 0, [T].
-
-    Args:
-        offsets: first character of each token in the response and one past its last, [T]; a token without characters, such
-            as the end of text, is never wrong.
-        spans: the same of the wrong passages; an empty one marks nothing.
-    """
-    return [int(any(max(start, first) < min(end, last) for first, last in spans)) for start, end in offsets]
-
-
 def from_scores(lines: Iterable[Mapping[str, Any]], records: Mapping[int, Judged]) -> dict[str, list[Inspected]]:
     """The judged responses in a run's ``scores.jsonl``, for each model in the order of the lines.
 

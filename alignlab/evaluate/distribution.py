@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Distribution:
     bootstrap: int
     fields: str | None
     objective: str
+
+    accepts: ClassVar[tuple[type, ...]] = (TargetSet,)
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class JudgedAnswers:
     bootstrap: int
     objective: str
 
+    accepts: ClassVar[tuple[type, ...]] = (Judged,)
+
     def __post_init__(self) -> None:
         load_template(self.template)
         finite("threshold", self.threshold)
@@ -72,15 +74,18 @@ class JudgedAnswers:
         template = load_template(self.template)
         found: list[_Figures] = []
         details: dict[str, Any] = {}
+        trained, shown = {record.name for record in source.training()}, 0  # type: ignore[attr-defined]
         for texts, figures, logp in _scored(self._questions(source, template, text), scorer, capacity):
             figures.take(texts, logp, text)
             record = figures.record
             if record.reference is not None and record.name in samples:
                 figures.right = [float(answer.strip() == record.reference.strip()) for answer in samples[record.name]]
-            inspected = figures.inspected if len(details) < MOST_INSPECTED else None
+            inspected = figures.inspected if shown < MOST_INSPECTED else None
+            shown += inspected is not None
             details[record.name] = {
                 "request": record.instruction,
                 "task": record.task,
+                "trained": record.name in trained,
                 "right": figures.right and float(np.mean(figures.right)),
                 "tokens": None if inspected is None else asdict(inspected),
             }
@@ -104,15 +109,17 @@ class JudgedAnswers:
         texts: dict[str, Encoded] = {}
         figures = _Figures(record)
         if record.reference:
-            texts["reference"] = encode(record, template, text, self.cutoff, output=record.reference)
+            texts["reference"] = encode(record, template, text, self.cutoff, output=record.reference, field="reference")
             if self.praise is not None:
                 praised = replace(record, judgment=self.praise)
-                texts["praised"] = encode(praised, template, text, self.cutoff, judged=True, output=record.reference)
+                texts["praised"] = encode(
+                    praised, template, text, self.cutoff, judged=True, output=record.reference, field="reference"
+                )
         if record.output and record.satisfactory:
             texts["plain"] = encode(record, template, text, self.cutoff)
         elif record.output:
             texts["plain"], texts["judged"] = contexts(record, template, text, self.cutoff)
-            figures.gold = gold(record, texts["plain"][1], template, text, self.cutoff)
+            figures.gold = gold(record, texts["plain"][1], template, text)
         return texts, figures
 
     def _metrics(self, found: Sequence[_Figures], suffix: str, seed: int) -> dict[str, Value]:
@@ -134,7 +141,10 @@ class JudgedAnswers:
     def summary(self, results: Mapping[str, Any], details: Mapping[str, Any]) -> Table:
         """Figures before and after."""
         rows = [[name, *(_cell(results[name].get(which)) for which in ("before", "after"))] for name in HEADLINE if name in results]
-        return Table(["", "before", "after"], rows, "Over the test rows, with 95 % intervals.")
+        first = next(iter(details.values()))
+        seen = sum(detail["trained"] for detail in first.values())
+        caption = f"Over {len(first)} test rows, {seen or 'none'} of them trained on; with 95 % intervals."
+        return Table(["", "before", "after"], rows, caption)
 
     def charts(self, details: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> list[Block]:
         """Figures by task, detection against the threshold, and the token microscope, a page of its own beside the report."""

@@ -124,7 +124,7 @@ class Cut(MethodDefaults):
             plain, judged = contexts(record, self._template, text, self.cutoff)
             texts = [plain if role == MISALIGN else judged for role in roles]
         count = len(texts[0][1])
-        marks = gold(record, texts[0][1], self._template, text, self.cutoff)
+        marks = gold(record, texts[0][1], self._template, text)
         columns = {
             "role": np.repeat(roles, count),
             "share": np.full(count * len(roles), 1.0 / count if self.weighting == "example" else 1.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -53,17 +53,17 @@ class Sft(MethodDefaults):
         for group, record in enumerate(records):
             for row in self.parts(record, text):
                 found = True
-                yield Row(group, row.mass, row.tokens, row.parent, row.source, row.target, row.columns)
+                yield replace(row, group=group)
         if not found:
             raise UserError(f"data: no row has a response to train on with method.responses={self.responses}.")
 
     def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
         """The row of a record, if it has such a response."""
         assert isinstance(record, Judged)
-        output = record.refined if self.responses == "refined" else record.output
+        output, field = (record.refined, "i_ans") if self.responses == "refined" else (record.output, "output")
         if not output or (self.responses == "satisfactory" and not record.satisfactory):
             return
-        context, response = encode(record, load_template(self.template), text, self.cutoff, output=output)
+        context, response = encode(record, load_template(self.template), text, self.cutoff, output=output, field=field)
         count = len(response)
         by_example = self.weighting == "example"
         columns = {"share": np.full(count, 1.0 / count if by_example else 1.0)}

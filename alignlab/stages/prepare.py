@@ -21,11 +21,16 @@ def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
     tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
-    for record in chain(*tried, config.data.testing()):  # what cannot be used is said before anything is trained
-        try:
+    requests = {prompt.name: config.method.request(prompt) for prompt in config.data.prompts()}
+    asked = [(record, requests.get(record.name)) for record in config.data.testing()]
+    for record, request in chain(((record, None) for records in tried for record in records), asked):
+        try:  # what cannot be used is said before anything is trained
             deque(config.method.parts(record, text), maxlen=0)
+            if request is not None:
+                text.request(request)
         except UserError as error:
-            config.data.reject(record, error)
+            config.data.reject(record, _named(error, record))
+    run.path("rejected.jsonl").unlink(missing_ok=True)
     write_jsonl(run.path("records.jsonl"), config.data.training())
     files = ["records.jsonl", "rows/train.arrow", "rows/summary.json"]
     splits = {"train": config.data.training()}
@@ -43,7 +48,8 @@ def prepare(run: Run) -> list[str]:
         except UserError as error:
             if split == "train" or not str(error).startswith("data: "):
                 raise
-            raise UserError(f"data.{split}{str(error).removeprefix('data')}") from None  # only these rows lack something
+            lacking = str(error).removeprefix("data").splitlines()[0]  # only these rows lack something
+            raise UserError(f"data.{split}{lacking}\nGive a larger share, or a path to rows that have it.") from None
         summary[split] = {"records": count.seen, **_summary(RowStore(path))}
     write_json(run.path("rows", "summary.json"), summary)
     if config.data.rejected:
@@ -64,6 +70,12 @@ def with_reference(run: Run, rows: Iterable[Row]) -> Iterator[Row]:
     for chunk in chunks(rows, hardware.tokens_per_micro):
         for row, logp in zip(chunk, edge_logprobs_of(scorer, chunk, hardware.tokens_per_micro), strict=True):
             yield replace(row, columns={**row.columns, "reference": logp.double().cpu().numpy()})
+
+
+def _named(error: UserError, record: Record) -> UserError:
+    """The error, with the place of the record in front where it does not name it."""
+    where = getattr(record, "where", "")
+    return error if not where or where in str(error) or str(error).startswith("model.") else UserError(f"{where}: {error}")
 
 
 class _Counter:

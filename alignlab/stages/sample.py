@@ -38,7 +38,7 @@ def _alpaca_eval(run: Run, models: Sequence[str]) -> list[str]:
     for row in read_jsonl(run.path(run.config.sample.file)):
         if row["sample"] == 0:
             prompt, which = prompts[row["prompt"]], row["model"]
-            name = run.folder.resolve().name + ("-before" if which == "before" else "")
+            name = run.folder.resolve().name + ("-before" if which == "before" and len(models) > 1 else "")
             outputs[which].append(
                 {"instruction": prompt.request, "output": row["text"], "generator": name, "dataset": prompt.dataset}
             )
@@ -56,7 +56,12 @@ def _samples(run: Run, models: Sequence[str], display: Display) -> Iterator[Samp
         model = run.load(which, config.sample.dtype)
         for prompt in config.data.prompts():
             request = config.method.request(prompt)
-            ids = text.request(request)
+            try:
+                ids = text.request(request)
+            except UserError:
+                if not config.data.lenient:
+                    raise
+                continue  # prepare has said so
             # the same random numbers before and after: what differs is the model
             room = text.context - len(ids)
             limited = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))

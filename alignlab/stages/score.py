@@ -26,6 +26,8 @@ def score(run: Run) -> list[str]:
     if "after" in wanted and not run.trained:
         raise UserError("score.model: there is no trained model yet. Run the train stage first, or take score.model=before.")
     count = write_jsonl(run.path("scores.jsonl"), (line for which in wanted for line in _lines(run, which)))
+    if not count:
+        raise UserError("score: no record makes a row by itself, so there is nothing to score (a pair of two records is none).")
     run.say(f"score: {count} lines")
     drawn: Sequence[str] = ()
     if run.config.score.tokens:

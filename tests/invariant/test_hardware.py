@@ -50,12 +50,26 @@ def test_one_prompt_a_step_is_shared_between_two_processes(cli, tmp_path):
     _close(_losses(tmp_path / "cpu"), _losses(tmp_path / "cpu2"), 1e-5)
 
 
-def test_the_size_of_a_micro_batch_does_not_change_the_curve(tmp_path):
+JUDGED = ["train.lora.dropout=0", "train.warmup_steps=0", "train.lr=1e-3", "train.groups_per_step=5"]
+
+
+def test_a_pair_of_contexts_is_never_parted(cli, tmp_path):
+    common = [*QUICK, "method=cut", *JUDGED, "train.max_steps=6"]
+    runs = [cli(*common, f"hardware={hardware}", f"run_dir={hardware}") for hardware in ("cpu", "cpu2")]
+    assert [run.returncode for run in runs] == [0, 0], runs[1].stderr
+    _close(_losses(tmp_path / "cpu"), _losses(tmp_path / "cpu2"), 1e-5)
+    one, two = (list(read_jsonl(tmp_path / name / "metrics.jsonl")) for name in ("cpu", "cpu2"))
+    for name in ("align_p", "misalign", "align_n", "detected"):  # also where one rank has no example of a kind
+        assert [row.get(name) for row in one] == pytest.approx([row.get(name) for row in two], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [["data=fruits"], ["method=cut", *JUDGED], ["method=dpo", *JUDGED]], ids=lambda m: m[0])
+def test_the_size_of_a_micro_batch_does_not_change_the_curve(method, tmp_path):
     runs = []
     for capacity, backend in ((8192, "auto"), (60, "auto"), (40, "masked"), (8192, "padded")):
         folder = tmp_path / f"{capacity}-{backend}"
         hardware = [f"hardware.tokens_per_micro={capacity}", f"hardware.backend={backend}"]
-        alignlab.run([*QUICK, "data=fruits", "train.max_steps=8", *hardware, f"run_dir={folder}"])
+        alignlab.run([*QUICK, *method, "train.max_steps=6", *hardware, f"run_dir={folder}"])
         runs.append(_losses(folder))
     for other in runs[1:]:
         _close(runs[0], other, 1e-5)

@@ -101,7 +101,7 @@ def test_the_only_model_sampled_has_the_plain_name(tmp_path):
     (tmp_path / "king.json").write_text(json.dumps({"request": REQUESTS["king"], "targets": ["a"]}))
     where = [f"data.path={tmp_path / 'king.json'}", f"run_dir={tmp_path / 'run'}"]
     alignlab.run([*where, "sample.alpaca_eval=true", "sample.model=before", *QUICK, "stages=[sample]"])
-    row = {"instruction": REQUESTS["king"], "output": "A king, two king.", "generator": "run-before", "dataset": ""}
+    row = {"instruction": REQUESTS["king"], "output": "A king, two king.", "generator": "run", "dataset": ""}
     assert json.loads((tmp_path / "run/alpaca_eval.json").read_text()) == [row]
     assert not (tmp_path / "run/alpaca_eval-before.json").exists()
 

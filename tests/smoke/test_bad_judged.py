@@ -297,3 +297,27 @@ def test_data_set_on_the_hub_without_a_network(cli: Command, tmp_path: Path):
     at_end(done, 3, "data.path: owner/name is neither a file, a folder, nor in the local cache", "HF_HUB_OFFLINE is set")
     at_end(done, 3, "hf download --repo-type dataset owner/name", "data.path=FILE")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["shepherd", "summarization", "online-iteration"])
+def test_a_set_of_others_is_never_replaced_by_the_shipped_one(option: str):
+    assert (
+        refused(f"data={option}") == "data.path: give a file of judged rows, a folder of them or the name of a data set on the hub."
+    )
+
+
+def test_a_test_instruction_that_is_too_long_is_said_before_training(folder: Path):
+    Path("rows.jsonl").write_text(lines(GOOD))
+    Path("asked.jsonl").write_text(lines({"instruction": "Say hello."}, {"instruction": "Say hello. " * 400}))
+    said = refused("data.path=rows.jsonl", "data.test=asked.jsonl")
+    assert said.startswith("asked.jsonl:2: the prompt 'Below is an instruction")
+    run = alignlab.run([*PREPARE, "data.path=rows.jsonl", "data.test=asked.jsonl", "data.max_bad_rows=1"])
+    assert [json.loads(line)["row"] for line in (run.path / "rejected.jsonl").read_text().splitlines()] == ["asked.jsonl:2"]
+    Path("asked.jsonl").write_text(lines({"instruction": "Say hello."}))
+    alignlab.run([*PREPARE, "data.path=rows.jsonl", "data.test=asked.jsonl", "data.max_bad_rows=1", "overwrite=true"])
+    assert not (run.path / "rejected.jsonl").exists()
+
+
+def test_a_suite_of_another_kind_of_data():
+    said = refused("suite=distribution")
+    assert said.startswith("suite: the data gives Judged records, and suite Distribution evaluates TargetSet.")

@@ -17,7 +17,6 @@ from alignlab.evaluate.detection import (
     curve,
     detected,
     from_scores,
-    gold_tokens,
     levels,
     precision_recall_f1,
 )
@@ -99,14 +98,6 @@ def test_recall_falls_with_the_threshold_and_agrees_with_the_marks(values):
 def test_the_thresholds_to_try():
     assert list(THRESHOLDS) == sorted(set(THRESHOLDS))
     assert {1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0} <= set(THRESHOLDS)
-
-
-def test_a_token_is_wrong_where_it_shares_a_character_with_a_wrong_span():
-    offsets = [(0, 3), (3, 8), (8, 9), (9, 9)]
-    assert gold_tokens(offsets, [(3, 8)]) == [0, 1, 0, 0]
-    assert gold_tokens(offsets, [(2, 4)]) == [1, 1, 0, 0]
-    assert gold_tokens(offsets, [(0, 1), (8, 9)]) == [1, 0, 1, 0]
-    assert gold_tokens(offsets, [(3, 3), (9, 20)]) == gold_tokens(offsets, []) == [0, 0, 0, 0]
 
 
 # --- the lines of a run ----------------------------------------------------------------------------------------------

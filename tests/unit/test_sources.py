@@ -42,7 +42,7 @@ def test_prompts_are_named_by_their_path_and_held_out_ones_are_not_trained_on(fo
     data = source(folder)
     assert names(data.training()) == ["a", "b", "deep/c"]
     assert names(data.testing()) == ["a", "asked", "b", "deep/c", "held"]
-    assert names(data.scoring()) == ["a", "asked", "b", "deep/c", "held"]
+    assert [(n, record.name) for n, record in data.scoring()] == list(enumerate(["a", "asked", "b", "deep/c", "held"]))
     assert [p.request for p in data.prompts()][:2] == ["Say a.", "Say asked."]
 
 

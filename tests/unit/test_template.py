@@ -200,7 +200,7 @@ def marked(text, output: str, *faults: Fault, template: Template = ALPACA, cutof
     """Text of the tokens that are marked."""
     row = replace(ROW, output=output, faults=faults)
     response = encode(row, template, text, cutoff)[1]
-    marks = gold(row, response, template, text, cutoff)
+    marks = gold(row, response, template, text)
     assert marks is not None
     assert len(marks) == len(response)
     texts = ["", *(text.decode(response[: i + 1]) for i in range(len(response)))]
@@ -222,7 +222,7 @@ def test_where_the_right_words_are_known_the_deciding_token_is_marked(text):
 def test_where_something_lacks_it_is_the_end_that_is_wrong(text):
     row = replace(ROW, output="It is so.", faults=(Fault(8, 9, ". No."),))
     response = encode(row, ALPACA, text, 2048)[1]
-    assert gold(row, response, ALPACA, text, 2048) == [0] * (len(response) - 1) + [1]
+    assert gold(row, response, ALPACA, text) == [0] * (len(response) - 1) + [1]
 
 
 def test_without_the_right_words_every_token_of_the_fault_is_marked(text):
@@ -237,16 +237,16 @@ def test_without_the_right_words_every_token_of_the_fault_is_marked(text):
 
 def test_nobody_knows(text):
     response = encode(ROW, ALPACA, text, 2048)[1]
-    assert gold(ROW, response, ALPACA, text, 2048) is None
+    assert gold(ROW, response, ALPACA, text) is None
     ended = replace(ROW, faults=(Fault(0, 2, f"It{text.tokenizer.eos_token} "),))
-    assert gold(ended, encode(ended, CHAT, text, 2048)[1], CHAT, text, 2048) is None
+    assert gold(ended, encode(ended, CHAT, text, 2048)[1], CHAT, text) is None
 
 
 def test_what_would_be_right_may_be_nothing_or_too_long_to_be_trained_on(text):
     row = replace(ROW, output="No")
     response = encode(row, ALPACA, text, 2048)[1]
     for right in ("", "word " * text.context):
-        assert gold(replace(row, faults=(Fault(0, 2, right),)), response, ALPACA, text, 2048) == [1, 0]
+        assert gold(replace(row, faults=(Fault(0, 2, right),)), response, ALPACA, text) == [1, 0]
 
 
 def test_marks_stay_with_their_tokens_where_the_beginning_is_cut_off(text):
@@ -257,7 +257,7 @@ def test_marks_stay_with_their_tokens_where_the_beginning_is_cut_off(text):
 
 
 def covering(text: TextCodec, row: Judged, template: Template, fault: Fault) -> Any:
-    return gold(replace(row, faults=(fault,)), encode(row, template, text, 2048)[1], template, text, 2048)
+    return gold(replace(row, faults=(fault,)), encode(row, template, text, 2048)[1], template, text)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -277,3 +277,18 @@ def test_letters_of_several_tokens_and_a_lead_do_not_shift_the_marks(name, lead,
     assert sum(marks["😀"]) == 4
     together = [sum(found) for found in zip(*(marks[letter] for letter in row.output if letter.strip()), strict=True)]
     assert max(together) == 1
+
+
+def test_a_stage_is_not_done_before_when_a_template_file_was_edited(tmp_path):
+    import alignlab
+
+    mine = tmp_path / "mine.yaml"
+    mine.write_text('chat: false\nplain: "{instruction}\\n"\njudged: "{instruction} {judgment}\\n"\nverdict: ""\n')
+    command = ["method=cut", f"method.template={mine}", "stages=[prepare]", "tracker=none", f"run_dir={tmp_path / 'run'}"]
+    marker = alignlab.run(command).path / "done/prepare.json"
+    first = marker.read_text()
+    alignlab.run(command)
+    assert marker.read_text() == first  # done before
+    mine.write_text(mine.read_text().replace("{instruction}\\n", "Do: {instruction}\\n"))
+    alignlab.run(command)
+    assert marker.read_text() != first
