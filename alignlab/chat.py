@@ -55,6 +55,8 @@ def chat(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from None
     talk = Talk(run, decoding, given.get("seed", run.config.seed))
     talk.choose(which)
+    if not run.trained and "model" not in given:
+        print(f"chat: {run.folder} holds no trained model; the one before training answers", file=sys.stderr)
     for end in (sys.stdin, sys.stdout):
         end.reconfigure(errors="replace")  # type: ignore[union-attr]
     if sys.stdin.isatty() and sys.stdout.isatty():

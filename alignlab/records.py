@@ -128,7 +128,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _once(pairs, path))
     except json.JSONDecodeError as error:
-        lines = "\nJSON lines are not read here: give one file per prompt." if error.msg == "Extra data" else ""
+        lines = (
+            "\nJSON lines are not read here: give one file per prompt, or choose a method that reads rows."
+            if error.msg == "Extra data"
+            else ""
+        )
         raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.{lines}") from None
     except RecursionError:
         raise UserError(f"{path}: not a prompt file: brackets are nested too deeply.") from None

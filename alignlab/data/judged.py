@@ -72,7 +72,7 @@ class JudgedRows:
             if texts is not None and not (isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)):
                 raise ValueError(f"{key}: must be text or a list of texts in square brackets, not {value!r}")
             setattr(self, key, texts or [])
-        if not self.path:
+        if not (self.path or self.test):
             raise ValueError("path: give a file of judged rows, a folder of them or the name of a data set on the hub")
         if self.convert is not None and self.convert not in CONVERTERS:
             raise ValueError(f"convert: must be one of {', '.join(CONVERTERS)} or null, not {self.convert!r}")
@@ -251,6 +251,7 @@ class JudgedRows:
         if file in self._fitting:
             return
         fields = [field for field in ("instruction", "output", "judgment") if field in self._names]
+        fields += [field for field, name in self._names.items() if name != field and field not in fields]
         known, trained = set[str](), False
         for _, raw in raw_rows(file):
             if not isinstance(raw, UserError):

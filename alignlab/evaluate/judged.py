@@ -141,9 +141,11 @@ class JudgedAnswers:
     def summary(self, results: Mapping[str, Any], details: Mapping[str, Any]) -> Table:
         """Figures before and after."""
         rows = [[name, *(_cell(results[name].get(which)) for which in ("before", "after"))] for name in HEADLINE if name in results]
-        first = next(iter(details.values()))
+        first: Mapping[str, Any] = next(iter(details.values()), {})
         seen = sum(detail["trained"] for detail in first.values())
         caption = f"Over {len(first)} test rows, {seen or 'none'} of them trained on; with 95 % intervals."
+        if not rows:
+            caption = "Nothing to measure: no test row has a response, a judgment or a reference."
         return Table(["", "before", "after"], rows, caption)
 
     def charts(self, details: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> list[Block]:

@@ -91,14 +91,14 @@ class Cut(MethodDefaults):
         Raises:
             UserError: no example is judged, so that nothing is contrasted.
         """
-        judged = False
+        judged, group = False, -1
         for group, record in enumerate(records):
             assert isinstance(record, Judged)
             judged |= not record.satisfactory
             roles = self._roles(record)
             if roles:
                 yield self._row(record, text, group, roles)
-        if not judged:
+        if group >= 0 and not judged:
             raise UserError(
                 "data: no row has a judgment, so there is nothing to contrast.\n"
                 "Give data.path rows with judgments, or train on the responses alone: method=sft."

@@ -37,7 +37,8 @@ class Report:
         self.metrics = self._folder.metrics if run.trained else []
         self.summary: Table = run.config.suite.summary(self.results, self.details)
         choices = self.environment["choices"]
-        self.title = f"{choices['method']} on {choices['data']}, {choices['model']}"
+        paths = [word.partition("=")[2] for word in self.environment["overrides"] if word.startswith("data.path=")]
+        self.title = f"{choices['method']} on {paths[-1] if paths else choices['data']}, {choices['model']}"
 
     @cached_property
     def prompts(self) -> Sequence[Prompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def report(run: Run) -> list[str]:
     write_text(run.path("report.html"), webpage(found.title, blocks, run.folder))
     _mirror(run, found.results, [block.path for block in flat(blocks) if isinstance(block, Image)])
     page = run.path("report.html")
-    print(f"\n{found.title}\n\n{found.summary.plain()}\n\nrun folder  {run.folder}\nreport      {page}", flush=True)
+    caption = textwrap.fill(found.summary.caption, 80)
+    print(f"\n{found.title}\n\n{found.summary.plain()}\n{caption}\n\nrun folder  {run.folder}\nreport      {page}", flush=True)
     return ["report.md", "report.html", "plots"]
 
 

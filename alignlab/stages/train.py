@@ -39,7 +39,8 @@ def train(run: Run) -> list[str]:
     rows = RowStore(run.path("rows", "train.arrow"))
     if not len(rows):
         raise UserError(
-            "data: there is nothing to train on. Give data.path or data.train prompts with targets, or leave train out of stages."
+            "data: there is nothing to train on: no prompt with targets, no row that is not held out (split test).\n"
+            "Give data.path others, or leave train out of stages."
         )
     if config.train.best == "validation_loss" and not run.path("rows", "validation.arrow").exists():
         raise UserError("train.best: validation_loss is never measured without data.validation; give it a share or a path.")
