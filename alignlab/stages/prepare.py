@@ -21,7 +21,8 @@ def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
     tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
-    requests = {prompt.name: config.method.request(prompt) for prompt in config.data.prompts()}
+    sampled = config.data.prompts() if "sample" in config.stages else ()
+    requests = {prompt.name: config.method.request(prompt) for prompt in sampled}
     asked = [(record, requests.get(record.name)) for record in config.data.testing()]
     for record, request in chain(((record, None) for records in tried for record in records), asked):
         try:  # what cannot be used is said before anything is trained

@@ -22,7 +22,7 @@ def _losses(folder: Path) -> list[tuple[float, float]]:
 def _close(one: list[tuple[float, float]], other: list[tuple[float, float]], tolerance: float) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        assert a == pytest.approx(b, abs=tolerance)
+        assert a == pytest.approx(b, abs=tolerance, rel=tolerance)
 
 
 def test_two_processes_give_the_gradients_and_the_trajectory_of_one(cli, tmp_path):

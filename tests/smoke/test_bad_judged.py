@@ -309,12 +309,20 @@ def test_a_set_of_others_is_never_replaced_by_the_shipped_one(option: str):
 def test_a_test_instruction_that_is_too_long_is_said_before_training(folder: Path):
     Path("rows.jsonl").write_text(lines(GOOD))
     Path("asked.jsonl").write_text(lines({"instruction": "Say hello."}, {"instruction": "Say hello. " * 400}))
-    said = refused("data.path=rows.jsonl", "data.test=asked.jsonl")
+    said = refused("data.path=rows.jsonl", "data.test=asked.jsonl", "stages=[prepare,sample]")
     assert said.startswith("asked.jsonl:2: the prompt 'Below is an instruction")
-    run = alignlab.run([*PREPARE, "data.path=rows.jsonl", "data.test=asked.jsonl", "data.max_bad_rows=1"])
+    sampled = [
+        "data.path=rows.jsonl",
+        "data.test=asked.jsonl",
+        "data.max_bad_rows=1",
+        "stages=[prepare,sample]",
+        "suite.max_new_tokens=3",
+    ]
+    run = alignlab.run([*PREPARE, *sampled])
+    assert [json.loads(line)["prompt"] for line in (run.path / "samples.jsonl").read_text().splitlines()] == ["asked-0"]
     assert [json.loads(line)["row"] for line in (run.path / "rejected.jsonl").read_text().splitlines()] == ["asked.jsonl:2"]
     Path("asked.jsonl").write_text(lines({"instruction": "Say hello."}))
-    alignlab.run([*PREPARE, "data.path=rows.jsonl", "data.test=asked.jsonl", "data.max_bad_rows=1", "overwrite=true"])
+    alignlab.run([*PREPARE, *sampled, "overwrite=true"])
     assert not (run.path / "rejected.jsonl").exists()
 
 

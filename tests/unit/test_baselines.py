@@ -109,7 +109,7 @@ def test_sft_without_such_a_response_is_refused(text):
 def test_hindsight_and_unlikelihood_are_cut_with_one_switch_off():
     cut = of("method=cut")
     assert isinstance(cut, Cut)
-    assert of("method=hindsight") == replace(cut, unlikelihood=False)
+    assert of("method=hindsight") == replace(cut, unlikelihood=False, version="v4")
     assert of("method=unlikelihood") == replace(cut, detection=False)
     for method in ("hindsight", "unlikelihood", "sft", "forward-prediction", "dpo"):
         mine, cuts = (compose([f"method={name}", "model=gpt2"])[0].train for name in (method, "cut"))
@@ -117,7 +117,7 @@ def test_hindsight_and_unlikelihood_are_cut_with_one_switch_off():
 
 
 def test_hindsight_is_likelihood_given_the_judgment(model, text):
-    hindsight = replace(of("method=hindsight"), version="v4")
+    hindsight = of("method=hindsight")
     judged = (
         "Below is an instruction that describes a task. Write a response to the instruction and the response should match the "
         "corresponding judgment.\n\n### Instruction:\n{}\n\n### Judgment:\n{}\n\n### Response:\n"

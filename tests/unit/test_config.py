@@ -322,9 +322,15 @@ def test_run_name_is_made_of_options_and_overrides_that_matter():
 # ---- house rules, for every shipped option
 
 
+def lacks_path(group: str, option: str) -> bool:
+    """Whether the person must say where the model or the data is."""
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
+    return group in ("model", "data") and (OmegaConf.is_missing(node, "path") or node.get("path", "") is None)
+
+
 def passing(group: str, option: str, folder: Path) -> Config:
     """The option checked, with the first method that takes it."""
-    more = [f"model.path={folder}"] if (group, option) == ("model", "local") else []
+    more = [f"{group}.path={folder}"] if lacks_path(group, option) else []
     refused = []
     for method in [option] if group == "method" else groups()["method"]:
         try:
@@ -351,7 +357,7 @@ def test_every_recipe_belongs_to_a_pair_and_is_applied_with_it(recipe: str, tmp_
     pairs = [(m, g, o) for m in groups()["method"] for g, o in OPTIONS if g in ("data", "model") and f"{m}-{o}" == recipe]
     assert len(pairs) == 1, f"{recipe} is no METHOD-DATA or METHOD-MODEL"
     method, group, option = pairs[0]
-    more = [f"{group}.path={tmp_path}"] if OmegaConf.is_missing(OmegaConf.load(CONF / group / f"{option}.yaml"), "path") else []
+    more = [f"{group}.path={tmp_path}"] if lacks_path(group, option) else []
     node, _ = compose([f"method={method}", f"{group}={option}", *more])
     check(node)
     wanted = OmegaConf.load(CONF / "recipe" / f"{recipe}.yaml")

@@ -38,8 +38,8 @@ def read(path: Path) -> list[tuple[int, Any]]:
     """Pairs of line or row number and row; of a row that is wrong, the message without its place."""
     found = []
     for place, row in raw_rows(path):
-        file, _, number = place.rpartition(":")
-        assert file == str(path)
+        assert place.startswith(f"{path}:")
+        number = place.removeprefix(f"{path}:").split(":")[0]  # of several rows on a line, the column follows
         found.append((int(number), str(row).removeprefix(place) if isinstance(row, UserError) else row))
     return found
 
@@ -82,6 +82,7 @@ def test_places_are_lines_of_text_and_rows_of_parquet(tmp_path: Path):
     for name, (text, lines) in texts.items():
         (tmp_path / name).write_bytes(text.encode())
         assert read(tmp_path / name) == list(zip(lines, rows, strict=True)), name
+    assert [place.removeprefix(f"{tmp_path}/c.json:") for place, _ in raw_rows(tmp_path / "c.json")] == ["1", "1:28", "1:54"]
     pq.write_table(pa.Table.from_pylist(rows * 800), tmp_path / "f.parquet")
     assert [number for number, _ in read(tmp_path / "f.parquet")] == list(range(1, 2401))
 
