@@ -106,7 +106,7 @@ def _hydra(arguments: list[str], outside: World) -> None:
         raise UserError("a sweep starts its own processes: run it without torchrun or accelerate launch.")
 
     failures: list[Exception] = []
-    jobs: list[tuple[list[str], Path, str | None]] = []
+    jobs: list[tuple[list[str], Path, Any]] = []
     sweep = bool({"-m", "--multirun"} & set(arguments))
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -118,7 +118,7 @@ def _hydra(arguments: list[str], outside: World) -> None:
             given = [*chosen.overrides.hydra, *overrides]
             found = partial(sources, given, GlobalHydra.instance().config_loader(), chosen.job.config_name or "config")
             run = run_composed(without_hydra(node), choices, overrides, arguments, outside, found)
-            jobs.append((overrides, run.folder, getattr(run.config.suite, "objective", None)))
+            jobs.append((overrides, run.folder, run.config.suite))
             return _objective(run)
         except Exception as error:  # out of Hydra's sight, which would print a line of its own
             failures.append(error)
@@ -140,7 +140,8 @@ def _hydra(arguments: list[str], outside: World) -> None:
 
         written = write_sweep(jobs)
         if written is not None:
-            print(f"\n{written[0].narrow(80).plain()}\n\nsweep       {written[1]}")
+            tables = "\n\n".join(table.narrow(80).plain() for table in written[0])
+            print(f"\n{tables}\n\nsweep       {written[1]}")
     if failures:
         raise failures[0]
 

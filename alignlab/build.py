@@ -113,7 +113,7 @@ def resolved(node: DictConfig, path: str) -> dict[str, Any]:
 
 def _refused(text: str, path: str) -> str:
     """What a dataclass says of its values, ``field: problem`` by custom, with the path before it."""
-    whole = _join(path, text) if re.match(r"[a-z_]+(\[.*\])?: ", text) else f"{path}: {text}"
+    whole = _join(path, text) if re.match(r"[a-z_]+(\.[A-Za-z_]\w*)*(\[.*\])?: ", text) else f"{path}: {text}"
     return whole if whole.endswith(("?", ".")) else whole + "."
 
 

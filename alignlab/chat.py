@@ -21,25 +21,39 @@ from alignlab.records import Prompt
 from alignlab.seeds import derive
 from alignlab.signals import Stop
 
-DECODING: dict[str, Callable[[str], Any]] = {"temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int}
-WORDS: dict[str, Callable[[str], Any]] = {"chat": str, "model": str, "seed": int} | DECODING
+
+def _labels(words: str) -> tuple[str, ...]:
+    return tuple(words.replace(",", " ").split())
+
+
+DECODING: dict[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "max_new_tokens": int,
+    "min_tokens": int,
+    "no_repeat_ngram_size": int,
+}
+WORDS: dict[str, Callable[[str], Any]] = {"chat": str, "model": str, "seed": int, "conditions": _labels, **DECODING}
 """what may stand on the command line, and what reads it"""
 
 HELP = """Each line is a request of its own: the model is asked as its method asks it, and
 remembers nothing of the lines before.
   /before, /after  ask the model before or after training
+  /conditions A B  ask for answers with these labels, such as nontoxic; of a
+                   model trained with control tokens. Alone: with none
   /help            this text
   /quit            leave, as Ctrl-D does
 Ctrl-C stops an answer; where none is under way, it leaves."""
-COMMANDS = ("/help", "/before", "/after", "/quit")
+COMMANDS = ("/help", "/before", "/after", "/conditions", "/quit")
 
 
 def chat(arguments: Sequence[str]) -> int:
     """Answer line by line until the input ends; returns the exit status.
 
     Args:
-        arguments: ``chat=FOLDER``, and any of ``model=before|after``, ``seed`` and the fields of :class:`Decoding`, which replace
-            the run's own.
+        arguments: ``chat=FOLDER``, and any of ``model=before|after``, ``seed``, ``conditions=LABEL,LABEL`` and the fields of
+            :class:`Decoding`, which replace the run's own.
 
     Raises:
         UserError: the words are wrong, the folder holds no run or not the model that is asked for; where the input is no
@@ -55,6 +69,7 @@ def chat(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from None
     talk = Talk(run, decoding, given.get("seed", run.config.seed))
     talk.choose(which)
+    talk.condition(given.get("conditions", ()))
     if not run.trained and "model" not in given:
         print(f"chat: {run.folder} holds no trained model; the one before training answers", file=sys.stderr)
     for end in (sys.stdin, sys.stdout):
@@ -116,6 +131,7 @@ class Talk:
     def __init__(self, run: Run, decoding: Decoding, seed: int) -> None:
         self.run, self.decoding, self.seed = run, decoding, seed
         self.which, self.lines = "", 0
+        self.conditions: tuple[str, ...] = ()
         self.cut = False
         """whether the last answer was as long as it may be"""
         self._model: Any = None
@@ -131,6 +147,19 @@ class Talk:
         if which != self.which:
             self.which, self._model = which, None
 
+    def condition(self, labels: Sequence[str]) -> None:
+        """Ask for answers with these labels from now on.
+
+        Raises:
+            UserError: the run's method has no control tokens, or none for these.
+        """
+        method, conditions = self.run.config.method, tuple(labels)
+        if conditions:
+            if not hasattr(method, "attributes"):
+                raise UserError(f"conditions: the method of {self.run.folder} has no control tokens; ask without conditions.")
+            method.request(Prompt("chat", "", conditions=conditions))
+        self.conditions = conditions
+
     def load(self) -> Any:
         """The chosen model, in the dtype in which it is sampled."""
         if self._model is None:
@@ -143,14 +172,17 @@ class Talk:
         Raises:
             UserError: there is no such command, or the model cannot be asked this.
         """
-        if re.fullmatch(r"/\w+", line):
-            if line not in COMMANDS:
+        command, _, rest = line.partition(" ")
+        if re.fullmatch(r"/\w+", line) or command == "/conditions":
+            if command not in COMMANDS:
                 raise UserError(f"{line}: no such command ({', '.join(COMMANDS)}).{did_you_mean(line, COMMANDS)}")
-            if line == "/help":
+            if command == "/help":
                 write(HELP + "\n")
-            elif line != "/quit":
-                self.choose(line[1:])
-            return line != "/quit"
+            elif command == "/conditions":
+                self.condition(_labels(rest))
+            elif command != "/quit":
+                self.choose(command[1:])
+            return command != "/quit"
         if line:
             for piece in self.answer(line):
                 write(piece)
@@ -164,7 +196,7 @@ class Talk:
             UserError: the request does not fit the model.
         """
         text = self.run.text
-        ids = text.request(self.run.config.method.request(Prompt("chat", line)))
+        ids = text.request(self.run.config.method.request(Prompt("chat", line, conditions=self.conditions)))
         self.lines += 1
         limited = replace(self.decoding, max_new_tokens=min(self.decoding.max_new_tokens, text.context - len(ids)))
         drawn = stream(self.load(), ids, sorted(text.stop), limited, derive(self.seed, "chat", self.lines))
@@ -209,7 +241,7 @@ def _terminal(talk: Talk) -> None:
     talk.load()
     while True:
         try:
-            line = input(f"{talk.which}> ").strip()
+            line = input(f"{' '.join((talk.which, *talk.conditions))}> ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return

@@ -99,7 +99,7 @@ class Train:
 
     lr: float
     schedule: str
-    warmup_steps: int
+    warmup_steps: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -125,6 +125,8 @@ class Train:
         for name in ("lr", "warmup_steps", "eps", "weight_decay", "clip"):
             finite(name, getattr(self, name))
             at_least(name, getattr(self, name), 0)
+        if self.warmup_steps > 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps: must be a whole number, or below 1 for a share of all steps, not {self.warmup_steps}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: must be two numbers in [0, 1), not {list(self.betas)}")
 
@@ -178,6 +180,7 @@ class Sample:
     dtype: str | None
     file: str
     alpaca_eval: bool
+    step: int | None
 
     def __post_init__(self) -> None:
         one_of("model", self.model, ("before", "after", "both"))
@@ -226,10 +229,23 @@ TYPED: Mapping[str, type] = {
 
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
     "tracker": ("ready", "start", "scalars", "summary", "finish"),
-    "data": ("yields", "training", "validation_records", "testing", "scoring", "lenient", "reject", "prompts", "digest"),
-    "method": ("accepts", "reference", "rows", "parts", "vary", "loss", "finished", "probes", "request", "scored", "sections"),
-    "suite": ("accepts", "decoding", "evaluate", "summary", "charts"),
-    "sampler": ("sample",),
+    "data": ("yields", "training", "validation_records", "testing", "scoring", "lenient", "reject", "prompts", "digest", "notes"),
+    "method": (
+        "accepts",
+        "reference",
+        "new_tokens",
+        "rows",
+        "parts",
+        "vary",
+        "loss",
+        "finished",
+        "probes",
+        "request",
+        "scored",
+        "sections",
+    ),
+    "suite": ("accepts", "ready", "digest", "prompts", "decoding", "evaluate", "summary", "charts"),
+    "sampler": ("sample", "sample_many"),
 }
 """groups that name their class, and what it must have; those that import least stand first, so that a mistake shows soonest"""
 

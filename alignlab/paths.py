@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +36,22 @@ def fingerprint(model: Model) -> list[str]:
     """
     found = [f"{model.path}@{model.revision}"]
     for folder in (model.path, model.adapter):
-        for file in sorted(Path(resolve(folder)).glob("*.safetensors")) if folder else ():
-            size = file.stat().st_size
-            with file.open("rb") as content:
-                head = content.read(1 << 16)
-                content.seek(max(0, size - (1 << 16)))
-                found.append(f"{file.name} {size} {hashlib.sha256(head + content.read()).hexdigest()[:16]}")
+        found += ends(sorted(Path(resolve(folder)).glob("*.safetensors"))) if folder else []
     return found
+
+
+def ends(files: Iterable[Path]) -> list[str]:
+    """Name, size and digest of both ends of each file."""
+    found = []
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            head = content.read(1 << 16)
+            content.seek(max(0, size - (1 << 16)))
+            found.append(f"{file.name} {size} {hashlib.sha256(head + content.read()).hexdigest()[:16]}")
+    return found
+
+
+def cache_folder(value: str | None) -> Path:
+    """Where what was fetched or converted is kept: ``value``, else ``$ALIGNLAB_CACHE``, else ``~/.cache/alignlab``."""
+    return Path(resolve(value or os.environ.get("ALIGNLAB_CACHE") or "~/.cache/alignlab"))

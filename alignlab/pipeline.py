@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from alignlab.errors import MissingError, StoppedError, UserError
 from alignlab.launch import World, processes
 from alignlab.paths import content, fingerprint
 from alignlab.provenance import leaves
-from alignlab.records import write_json, write_text
+from alignlab.records import Prompt, write_json, write_text
 from alignlab.signals import Stop
 from alignlab.text import TextCodec
 from alignlab.trackers import Guarded
@@ -84,7 +84,7 @@ class Run:
         """Tokenizer and chat template of the model."""
         from alignlab.models.load import load_text
 
-        return load_text(self.config.model)
+        return load_text(self.config.model, self.config.method.new_tokens())
 
     @cached_property
     def device(self) -> str:
@@ -114,6 +114,10 @@ class Run:
         """Whether the folder holds a trained model."""
         return self.path("done", "train.json").exists()
 
+    def prompts(self, which: str) -> Sequence[Prompt]:
+        """What the model ``before`` or ``after`` training is asked."""
+        return self.config.suite.prompts(self.config.data, which)
+
     def models(self) -> list[str]:
         """Which models can be sampled and evaluated: the untrained one, and the trained one where there is one."""
         return ["before", "after"] if self.trained else ["before"]
@@ -125,7 +129,14 @@ class Run:
         config, seed = self.config.model, self.config.seed
         if dtype:
             config = replace(config, dtype=dtype)
-        return load_model(config, self.device, seed) if which == "before" else after_model(config, self.folder, self.device, seed)
+        tokens = self.config.method.new_tokens()
+        if which == "before":
+            return load_model(config, self.device, seed, tokens)
+        if self.config.sample.step is not None:
+            from alignlab.stages.train import checkpoint_model
+
+            return checkpoint_model(self, self.config.sample.step, dtype)
+        return after_model(config, self.folder, self.device, seed, tokens)
 
     def digest(self, stage: str) -> str:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""
@@ -135,6 +146,8 @@ class Run:
         nodes.append([content(value) for values in read for key, value in values.items() if key.endswith("template")])
         if "model" in READS[stage]:
             nodes.append(fingerprint(self.config.model))
+        if "suite" in READS[stage]:
+            nodes.append(self.config.suite.digest())
         rows = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
         if stage in ("score", "sample", "evaluate"):
@@ -169,6 +182,8 @@ def execute(run: Run) -> None:
         processes(run.config.hardware, run.world)  # what cannot be had is said before anything is done
     if {"train", "report"} & set(run.config.stages):
         run.config.tracker.ready()
+    if {"sample", "evaluate"} & set(run.config.stages):
+        run.config.suite.ready()
     failed = True
     try:
         for stage in run.config.stages:

@@ -70,6 +70,10 @@ class Request:
     """chat messages"""
     text: str | None = None
     """the whole text, special tokens apart; the messages are not read then"""
+    before: Sequence[str] = ()
+    """tokens of the vocabulary that stand in front of the text, which is tokenized as if it stood alone"""
+    after: Sequence[str] = ()
+    """tokens that stand behind it"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,21 @@ class Probe:
     """log-probabilities [E] and their batch -> figures by name"""
 
 
+@dataclass(frozen=True)
+class NewToken:
+    """A token that is added to a model's vocabulary."""
+
+    text: str
+    init: str = "mean"
+    """of its rows in input and output embedding: ``mean``, that of the old rows; ``random``, the architecture's own way"""
+    noise: float = 0.0
+    """standard deviation of the Gaussian noise that is added to the mean"""
+    reuse: bool = False
+    """whether it may be in the vocabulary already; its rows are then as they are"""
+    trained: bool = True
+    """whether its rows are trained where the rest of the embedding is frozen"""
+
+
 class Method(Protocol):
     """A method is one dataclass: its fields are its hyper-parameters, its methods what follows."""
 
@@ -89,6 +108,9 @@ class Method(Protocol):
     """kinds of record it trains on"""
     reference: ClassVar[bool]
     """whether its loss reads a column ``reference``: the log-probability of each edge under the untrained model"""
+
+    def new_tokens(self) -> Sequence[NewToken]:
+        """Tokens that tokenizer and model are given, before and after training alike."""
 
     def rows(self, records: Iterable[Record], text: TextCodec, seed: int) -> Iterator[Row]:
         """Training rows of all records, as a stream."""
@@ -128,6 +150,10 @@ class MethodDefaults:
     """What most methods answer to the optional questions of :class:`Method`."""
 
     reference: ClassVar[bool] = False
+
+    def new_tokens(self) -> Sequence[NewToken]:
+        """None."""
+        return ()
 
     def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
         """The record's training rows."""
@@ -189,6 +215,9 @@ class Source(Protocol):
     def digest(self) -> str:
         """Digest of the content of all the files it reads."""
 
+    def notes(self) -> Sequence[str]:
+        """Lines for the person about what was read, asked once it was."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -200,7 +229,15 @@ class Value:
     n: int
 
 
-class SourceDefaults:
+class QuietSource:
+    """For a source without notes."""
+
+    def notes(self) -> Sequence[str]:
+        """Nothing to say."""
+        return ()
+
+
+class SourceDefaults(QuietSource):
     """For a source of which no record may be wrong."""
 
     lenient: ClassVar[bool] = False
@@ -217,6 +254,15 @@ class Suite(Protocol):
     accepts: ClassVar[tuple[type, ...]]
     """kinds of record it evaluates"""
 
+    def ready(self) -> None:
+        """Raise MissingError where something that it needs is not there; asked before anything is done."""
+
+    def digest(self) -> str:
+        """Digest of the files that it reads; empty where there are none."""
+
+    def prompts(self, source: Source, which: str) -> Sequence[Prompt]:
+        """What the model ``before`` or ``after`` training is asked; names are unique, and alike where both are asked the same."""
+
     def decoding(self) -> Any:
         """How to sample (:class:`alignlab.generate.hf.Decoding`)."""
 
@@ -230,6 +276,37 @@ class Suite(Protocol):
 
     def charts(self, details: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> list[Any]:
         """Blocks of the report about single prompts; plots are written into ``folder``."""
+
+
+class SuiteDefaults:
+    """For a suite that asks what the source gives, and reads nothing besides."""
+
+    def ready(self) -> None:
+        """Nothing is needed."""
+
+    def digest(self) -> str:
+        """Nothing is read."""
+        return ""
+
+    def prompts(self, source: Source, which: str) -> Sequence[Prompt]:
+        """The source's prompts."""
+        return source.prompts()
+
+
+class Labeller(Protocol):
+    """Scores texts: to label what is trained on, and what a model wrote. A dataclass, loaded at its first use."""
+
+    def ready(self) -> None:
+        """Raise MissingError where a package or a file that it needs is not there; asked before anything is done."""
+
+    def classes(self) -> Sequence[str] | None:
+        """Names of its scores; None where only its files tell."""
+
+    def scores(self, texts: Sequence[str]) -> Sequence[Mapping[str, float]]:
+        """For each text, its scores by name."""
+
+    def digest(self) -> str:
+        """Digest of the files that the scores depend on; empty where there are none."""
 
 
 class Tracker(Protocol):

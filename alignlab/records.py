@@ -27,6 +27,8 @@ class Prompt(Record):
     request: str
     dataset: str = ""
     """where the request comes from, if known"""
+    conditions: tuple[str, ...] = ()
+    """labels that the completion shall have, as control tokens say them"""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,27 @@ class Judged(Record):
     def satisfactory(self) -> bool:
         """Whether nothing was found wrong."""
         return self.judgment is None
+
+
+@dataclass(frozen=True)
+class Labelled(Record):
+    """A sentence and its labels."""
+
+    name: str
+    """unique within a source"""
+    text: str
+    labels: dict[str, str]
+    """attribute -> label"""
+    scores: dict[str, float]
+    """attribute -> what its label was made of, where there is a score"""
+    bare: bool
+    """whether no control tokens ever head it"""
+    dataset: str
+    """where it comes from, if known"""
+    held_out: bool
+    """whether no training ever reads it"""
+    where: str = field(default="", compare=False, metadata={"written": False})
+    """file and row it was read from, for messages"""
 
 
 def read_json(path: Path) -> Any:

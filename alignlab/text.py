@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +35,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: Any, stop: Sequence[int], context: int, lead: str = "", end: int | None = None) -> None:
         self.tokenizer, self.stop, self.context, self.lead, self.end = tokenizer, frozenset(stop), context, lead, end
+        self._vocabulary: dict[str, int] | None = None
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the assistant begins to write.
@@ -55,7 +57,10 @@ class TextCodec:
         """
         if request.text is None:
             return self.prompt(request.messages)
-        ids = self._encode(request.text)
+        if request.before or request.after:  # put together from ids: behind a token some tokenizers split a word otherwise
+            ids = [*self.start, *self.ids(request.before), *self.texts([request.text])[0], *self.ids(request.after)]
+        else:
+            ids = self._encode(request.text) or self._first()
         if len(ids) >= self.context:
             asked = short(request.text)
             raise UserError(f"the prompt '{asked}' is {len(ids)} tokens long, the model has {self.context} positions. Shorten it.")
@@ -77,6 +82,52 @@ class TextCodec:
             raise UserError("model.tokenizer: it has no token that ends a text (eos), which an answer is trained to end with.")
         count, whole = len(self._encode(request.text)), self._encode(request.text + answer)
         return whole[:count], [*whole[count:], self.tokenizer.eos_token_id]
+
+    @cached_property
+    def start(self) -> list[int]:
+        """What the tokenizer itself puts in front of a text: the BOS token of Llama's, nothing with GPT-2's."""
+        return self._encode("")
+
+    def _first(self) -> list[int]:
+        """A token to begin with where a text has none at all."""
+        found = [i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None][:1]
+        if not found:
+            raise UserError(
+                "model.tokenizer: it has neither a bos nor an eos token, so nothing can be sampled from no prompt at all."
+            )
+        return found
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text alone: no special token is put around it, and none that it spells out is taken for one."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
+            "input_ids"
+        ]
+
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of tokens by their texts.
+
+        Raises:
+            UserError: the vocabulary lacks one.
+        """
+        vocabulary = self.tokenizer.get_vocab() if self._vocabulary is None else self._vocabulary
+        self._vocabulary = vocabulary
+        lacking = [token for token in tokens if token not in vocabulary]
+        if lacking:
+            raise UserError(f"model.tokenizer: it has no token '{lacking[0]}'.")
+        return [vocabulary[token] for token in tokens]
+
+    @property
+    def eos(self) -> int:
+        """Id of the token that ends a text.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.tokenizer.eos_token_id is None:
+            raise UserError("model.tokenizer: it has no token that ends a text (eos), which sentences are trained to end with.")
+        return self.tokenizer.eos_token_id
 
     def _encode(self, text: str) -> list[int]:
         """Token ids of a text with the special tokens that the tokenizer puts before it, without one after it."""

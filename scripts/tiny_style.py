@@ -234,12 +234,17 @@ def tone_exchange(rng: random.Random) -> tuple[str, str]:
 
 
 def tone_text(rng: random.Random) -> str:
-    """One to three sentences of plain text, mostly on one topic and in one tone."""
+    """:func:`tone_sentences` as plain text."""
+    return " ".join(sentence.text for sentence in tone_sentences(rng))
+
+
+def tone_sentences(rng: random.Random) -> list[Toned]:
+    """One to three sentences, mostly on one topic and in one tone."""
     first = toned(rng)
     sentences = [first]
     for _ in range(rng.choice([0, 0, 1, 2])):
         sentences.append(toned(rng, first.topic, first.tone) if rng.random() < 0.7 else toned(rng))
-    return " ".join(sentence.text for sentence in sentences)
+    return sentences
 
 
 # --- general talk: what must survive fine-tuning ---------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Files of rows, on disk or on the hub: JSON, JSON lines and Parquet, as a stream of (place, row)."""
+"""Files of rows, on disk or on the hub: JSON, JSON lines and Parquet, and plain text, as a stream of (place, row)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from alignlab.paths import PACKAGE, resolve
 from alignlab.records import short
 
 KINDS = (".json", ".jsonl", ".parquet")
+TEXT_KINDS = (*KINDS, ".txt")
 NAMED = ", ".join(f"*{kind}" for kind in KINDS)
 
 RawRow = tuple[str, Mapping[str, Any] | UserError]
@@ -20,14 +22,15 @@ RawRow = tuple[str, Mapping[str, Any] | UserError]
 wrong with it"""
 
 
-def find(root: str, key: str, pattern: str | None, revision: str | None) -> list[Path]:
+def find(root: str, key: str, pattern: str | None, revision: str | None, kinds: tuple[str, ...] = KINDS) -> list[Path]:
     """The files of rows of a file, of a folder (searched recursively, sorted), or of a data set on the hub.
 
     Args:
         root: path, or ``owner/name`` of a data set.
         key: configuration path, for messages.
-        pattern: glob below a folder or data set; None takes every ``*.json``, ``*.jsonl`` and ``*.parquet``.
+        pattern: glob below a folder or data set; None takes every file of the kinds.
         revision: commit, tag or branch on the hub.
+        kinds: how names of files end.
 
     Raises:
         UserError: there is no such thing, or no file of rows in it.
@@ -35,19 +38,24 @@ def find(root: str, key: str, pattern: str | None, revision: str | None) -> list
     """
     path = Path(resolve(root))
     if not path.exists():
-        local = root.startswith((".", "/", "~", PACKAGE)) or root.endswith(KINDS) or path.parent.is_dir()
-        if root.count("/") != 1 or local:
+        if not on_hub(root, kinds):
             near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"{key}: there is no file or folder {path}.{did_you_mean(path.name, near)}")
-        path = _fetch(root, key, pattern, revision)
+        path = _fetch(root, key, pattern, revision, kinds)
     if path.is_file():
         return [path]
-    found = _below(path, pattern)
+    found = _below(path, pattern, kinds)
     if not found:
-        raise UserError(
-            f"{key}: the folder {path} holds no file {f'that fits data.files={pattern}' if pattern else f'of rows ({NAMED})'}."
-        )
+        wanted = f"that fits data.files={pattern}" if pattern else f"of rows ({', '.join(f'*{kind}' for kind in kinds)})"
+        raise UserError(f"{key}: the folder {path} holds no file {wanted}.")
     return found
+
+
+def on_hub(root: str, kinds: tuple[str, ...] = KINDS) -> bool:
+    """Whether a path that is given must mean a data set on the hub."""
+    path = Path(resolve(root))
+    local = root.startswith((".", "/", "~", PACKAGE)) or root.endswith(kinds) or path.parent.is_dir()
+    return not path.exists() and root.count("/") == 1 and not local
 
 
 def labels(files: Iterable[Path]) -> dict[Path, str]:
@@ -65,23 +73,23 @@ def labels(files: Iterable[Path]) -> dict[Path, str]:
     return several if len(distinct) > 1 else dict.fromkeys(distinct, "")
 
 
-def _below(folder: Path, pattern: str | None) -> list[Path]:
+def _below(folder: Path, pattern: str | None, kinds: tuple[str, ...]) -> list[Path]:
     try:
-        chosen = folder.glob(pattern) if pattern else (file for kind in KINDS for file in folder.rglob(f"*{kind}"))
+        chosen = folder.glob(pattern) if pattern else (file for kind in kinds for file in folder.rglob(f"*{kind}"))
         return sorted(file for file in chosen if file.is_file())
     except (NotImplementedError, ValueError) as error:  # an absolute pattern, or ** within a name
         raise UserError(f"data.files: {pattern} is no pattern of files below a folder: {error}.") from None
 
 
-def _fetch(name: str, key: str, pattern: str | None, revision: str | None) -> Path:
+def _fetch(name: str, key: str, pattern: str | None, revision: str | None, kinds: tuple[str, ...]) -> Path:
     """The local folder of a data set on the hub."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import errors as hub
 
-    wanted = [pattern] if pattern else [f"*{kind}" for kind in KINDS]
+    wanted = [pattern] if pattern else [f"*{kind}" for kind in kinds]
     try:
         cached = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=True))
-        if _below(cached, pattern):  # else something else of it was fetched before
+        if _below(cached, pattern, kinds):  # else something else of it was fetched before
             return cached
     except hub.HFValidationError:
         raise UserError(f"{key}: there is no file or folder {name}, and no data set on the hub can have this name.") from None
@@ -113,7 +121,7 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
+    with _readable(path):
         if path.suffix not in KINDS:
             raise UserError(f"{path}: not a file of rows. Give one as JSON, JSON lines or Parquet ({NAMED}).")
         if path.suffix == ".parquet":
@@ -122,6 +130,30 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
             yield from _array(path)
         else:
             yield from _lines(path)
+
+
+def paragraphs(path: Path) -> Iterator[RawRow]:
+    """The paragraphs of a plain text, which blank lines divide, as a stream of rows with a ``text``: its lines, joined by spaces.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _readable(path), path.open(encoding="utf-8-sig") as file:
+        lines, first = list[str](), 0
+        for number, line in enumerate(chain(file, [""]), 1):
+            if line.strip():
+                first = first if lines else number
+                lines.append(line.strip())
+            elif lines:
+                yield f"{path}:{first}", {"text": " ".join(lines)}
+                lines = []
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be read."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or _line(error)}.") from None
     except UnicodeDecodeError as error:

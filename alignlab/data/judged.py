@@ -17,6 +17,7 @@ from alignlab.config import at_least, finite
 from alignlab.data.converters import CONVERTERS
 from alignlab.data.files import find, labels, raw_rows, refuse_one_object
 from alignlab.errors import UserError, did_you_mean
+from alignlab.protocols import QuietSource
 from alignlab.records import Fault, Judged, Prompt, Record, short
 from alignlab.seeds import generator
 
@@ -38,7 +39,7 @@ FIELDS: Mapping[str, str] = {
 
 
 @dataclass
-class JudgedRows:
+class JudgedRows(QuietSource):
     """Rows with an ``instruction``, perhaps an ``input``, an ``output`` and a ``judgment`` of it, null where it is satisfactory.
 
     A ``score`` of at least ``score_threshold`` makes a row satisfactory whatever its judgment. Rows with ``"split": "test"`` and

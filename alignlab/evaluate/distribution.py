@@ -15,7 +15,7 @@ from alignlab.config import at_least
 from alignlab.evaluate.fields import compiled, field_metrics, field_table
 from alignlab.evaluate.statistics import exact_metrics, goodness_of_fit, interval, sampled_metrics
 from alignlab.generate.hf import Decoding
-from alignlab.protocols import Row, Source, Value
+from alignlab.protocols import Row, Source, SuiteDefaults, Value
 from alignlab.records import TargetSet
 from alignlab.report.document import Image, Table
 from alignlab.text import TextCodec
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Distribution:
+class Distribution(SuiteDefaults):
     """Exact and sampled metrics of every test prompt, and their means over prompts: all, trained, held out, of each task.
 
     Exact, of the probability p(y) that the model gives each target y (summed over response prefixes): ``mass`` on the targets,

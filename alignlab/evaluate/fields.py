@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from alignlab.evaluate.statistics import sampled_metrics, unigram_diversity
+from alignlab.evaluate.diversity import unigram_diversity
+from alignlab.evaluate.statistics import sampled_metrics
 from alignlab.protocols import Value
 from alignlab.report.document import Table
 
@@ -58,8 +59,8 @@ def field_metrics(
         measured, again = sampled_metrics(found, top, bootstrap, seed, f"{name}.{field}")
         for metric, short in (("sampled_entropy", "entropy"), ("coverage", "coverage"), ("valid", "most_frequent")):
             metrics[f"{field}.{short}"], errors[f"{field}.{short}"] = measured[metric], again[metric]
-        metrics[f"{field}.diversity"] = unigram_diversity(found, bootstrap, seed, f"{name}.{field}")
-    metrics["text.diversity"] = unigram_diversity(texts, bootstrap, seed, name)
+        metrics[f"{field}.diversity"] = unigram_diversity(found)
+    metrics["text.diversity"] = unigram_diversity(texts)
     return metrics, errors, {"fields": frequent, "parsed": fitting}
 
 

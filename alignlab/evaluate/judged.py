@@ -13,11 +13,11 @@ import numpy as np
 from alignlab.config import at_least, finite
 from alignlab.errors import UserError
 from alignlab.evaluate.detection import Inspected, log_ratios
+from alignlab.evaluate.statistics import Ratios
 from alignlab.generate.hf import Decoding
-from alignlab.protocols import Row, Source, Value
+from alignlab.protocols import Row, Source, SuiteDefaults, Value
 from alignlab.records import Judged
 from alignlab.report.document import Block, Image, Link, Table
-from alignlab.seeds import generator
 from alignlab.template import Encoded, Template, contexts, encode, gold, load_template
 from alignlab.text import TextCodec
 from alignlab.trees import chains, chunks
@@ -30,7 +30,7 @@ MOST_INSPECTED = 300
 
 
 @dataclass
-class JudgedAnswers:
+class JudgedAnswers(SuiteDefaults):
     """Figures of the test rows, with 95 % bootstrap intervals over rows; of those rows that have what a figure needs.
 
     ``right``: share of greedy answers that are the reference, spaces at the ends ignored. ``p_right``: mean probability of the
@@ -123,7 +123,7 @@ class JudgedAnswers:
         return texts, figures
 
     def _metrics(self, found: Sequence[_Figures], suffix: str, seed: int) -> dict[str, Value]:
-        ratio = _Ratios(self.bootstrap, seed)
+        ratio = Ratios(self.bootstrap, seed)
         metrics = {
             "right": ratio.mean("right", [f.right for f in found]),
             "p_right": ratio.mean("p_right", [f.p_right for f in found]),
@@ -225,31 +225,6 @@ class _Figures:
         found = np.array(log_ratios(self.inspected)) > math.log(threshold)
         wrong = np.array(self.gold, bool)
         return int((found & wrong).sum()), int(found.sum()), int(wrong.sum())
-
-
-class _Ratios:
-    """Sums over sums, with the bootstrap over rows."""
-
-    def __init__(self, bootstrap: int, seed: int) -> None:
-        self._bootstrap, self._seed = bootstrap, seed
-
-    def mean(self, name: str, values: Sequence[Sequence[float]], most: float = 1.0) -> Value | None:
-        """Mean of all values, which rows hold together; None where there are none."""
-        held = [row for row in values if len(row)]
-        sums, counts = np.array([math.fsum(row) for row in held]), np.array([len(row) for row in held], float)
-        return self.of(name, sums, counts, most)
-
-    def of(self, name: str, sums: np.ndarray, counts: np.ndarray, most: float = 1.0) -> Value | None:
-        """Sum of ``sums`` [rows] over sum of ``counts`` [rows], with its 95 % percentile interval."""
-        total = float(counts.sum())
-        if not total:
-            return None
-        value = math.fsum(sums) / total
-        drawn = generator(self._seed, "bootstrap", name).integers(0, len(sums), (self._bootstrap, len(sums)))
-        below = counts[drawn].sum(1)
-        again = sums[drawn].sum(1)[below > 0] / below[below > 0]
-        low, high = np.quantile(again, [0.025, 0.975])
-        return Value(value, max(0.0, min(value, float(low))), min(most, max(value, float(high))), len(sums))
 
 
 def _scored(

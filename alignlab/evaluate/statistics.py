@@ -133,18 +133,84 @@ def _compositions(n: int, k: int) -> Iterator[np.ndarray]:
         yield np.array([right - left - 1 for left, right in itertools.pairwise(edges)])
 
 
-def unigram_diversity(texts: Sequence[str], bootstrap: int, seed: int, name: str) -> Value:
-    """Distinct words over all words of the texts, by white space and case folded, with its basic bootstrap interval."""
-    words = [text.casefold().split() for text in texts]
-    vocabulary = {word: i for i, word in enumerate(sorted({word for line in words for word in line}))}
-    if not vocabulary:
-        return Value(0.0, 0.0, 0.0, len(texts))
-    ids = np.array([vocabulary[word] for line in words for word in line])
-    of_text = np.repeat(np.arange(len(words)), [len(line) for line in words])
-    value = len(vocabulary) / len(ids)
-    random = generator(seed, "diversity", name)
-    errors = np.empty(bootstrap)
-    for i in range(bootstrap):
-        times = np.bincount(random.integers(0, len(words), len(words)), minlength=len(words))[of_text]
-        errors[i] = len(np.unique(ids[times > 0])) / max(1, times.sum()) - value
-    return interval("diversity", value, errors, len(texts))
+class Ratios:
+    """Sums over sums, with the percentile bootstrap over clusters: rows, or prompts with all that is measured of them.
+
+    Where n clusters are all alike, resampling them finds no error. The interval then holds what clusters unlike them can change, if
+    their share is so small that n draws see none with probability 2.5 %: 0 of n has the upper end of Clopper and Pearson.
+
+    Args:
+        bootstrap: resamples.
+        seed: of the resamples; those of one name and one number of clusters are the same.
+    """
+
+    def __init__(self, bootstrap: int, seed: int) -> None:
+        self._bootstrap, self._seed = bootstrap, seed
+
+    def mean(self, name: str, values: Sequence[Sequence[float]], most: float = 1.0) -> Value | None:
+        """Mean of all values, which clusters hold together; None where there are none."""
+        held = [row for row in values if len(row)]
+        sums, counts = np.array([math.fsum(row) for row in held]), np.array([len(row) for row in held], float)
+        return self.of(name, sums, counts, most)
+
+    def of(self, name: str, sums: np.ndarray, counts: np.ndarray, most: float = 1.0) -> Value | None:
+        """Sum of ``sums`` [clusters] over sum of ``counts`` [clusters], from 0 to ``most``; None where the counts are all 0."""
+        total = float(counts.sum())
+        if not total:
+            return None
+        value = math.fsum(sums) / total
+        (again,) = self._again(name, (sums, counts))
+        return _percentiles(value, again, (sums - value * counts)[counts > 0] / total, 0.0, most, len(sums))
+
+    def difference(self, name: str, one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> Value | None:
+        """Ratio of ``one`` minus that of ``other``, each (sums, counts) [clusters] of the same clusters, resampled together.
+
+        None where either has no counts. Shares: the difference lies between -1 and 1.
+        """
+        totals = [float(counts.sum()) for _, counts in (one, other)]
+        if not all(totals):
+            return None
+        shares = [math.fsum(sums) / total for (sums, _), total in zip((one, other), totals, strict=True)]
+        first, second = self._again(name, one, other)
+        errors = (one[0] - shares[0] * one[1]) / totals[0] - (other[0] - shares[1] * other[1]) / totals[1]
+        known = (one[1] > 0) | (other[1] > 0)
+        return _percentiles(shares[0] - shares[1], first - second, errors[known], -1.0, 1.0, len(one[0]))
+
+    def _again(self, name: str, *pairs: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+        """The ratio of each pair in the resamples where all pairs have counts, [resamples] each."""
+        clusters = len(pairs[0][0])
+        drawn = generator(self._seed, "bootstrap", name).integers(0, clusters, (self._bootstrap, clusters))
+        below = [counts[drawn].sum(1) for _, counts in pairs]
+        known = np.logical_and.reduce([count > 0 for count in below])
+        return [sums[drawn].sum(1)[known] / count[known] for (sums, _), count in zip(pairs, below, strict=True)]
+
+
+def _percentiles(value: float, again: np.ndarray, errors: np.ndarray, least: float, most: float, n: int) -> Value:
+    """95 % percentile interval of what was found ``again``, widened to hold the value; ``errors`` [clusters] make it what it is."""
+    if np.abs(errors).max() <= 1e-12 and math.isfinite(most):
+        unseen = 1 - 0.025 ** (1 / len(errors))
+        return Value(value, value - unseen * (value - least), value + unseen * (most - value), n)
+    low, high = np.quantile(again, [0.025, 0.975]) if len(again) else (value, value)
+    return Value(value, max(least, min(value, float(low))), min(most, max(value, float(high))), n)
+
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom"""
+
+
+def over_seeds(values: Sequence[Value], least: float, most: float) -> Value:
+    """Mean of one figure of runs that differ in their seed, with its 95 % interval by Student's t; ``n`` counts the runs.
+
+    It is no narrower than the runs' own intervals make it, since few runs may agree by chance, and lies within ``least`` and
+    ``most``. Of a single run, its own value and interval.
+    """
+    if len(values) == 1:
+        return values[0]
+    found, degrees = np.array([value.value for value in values]), len(values) - 1
+    # beyond the table, the expansion of Cornish and Fisher: to 0.002
+    quantile = STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.96 + 2.372 / degrees + 2.823 / degrees**2
+    mean, half = math.fsum(found) / len(found), quantile * float(found.std(ddof=1)) / math.sqrt(len(found))
+    below, above = (
+        math.hypot(*reach) / len(found) for reach in ([v.value - v.low for v in values], [v.high - v.value for v in values])
+    )
+    return Value(mean, max(least, mean - max(half, below)), min(most, mean + max(half, above)), len(values))

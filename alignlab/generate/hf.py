@@ -7,8 +7,9 @@ each draws from it with its own random numbers. A model with few likely answers 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,25 +32,40 @@ class Decoding:
     top_k: int
     """0: no limit"""
     max_new_tokens: int
+    min_tokens: int = 0
+    """no stop token is drawn before prompt and completion have as many tokens together; 0: no limit"""
+    no_repeat_ngram_size: int = 0
+    """no sequence of as many tokens stands twice in prompt and completion together; 0: no limit"""
 
     def __post_init__(self) -> None:
         at_least("temperature", self.temperature, 0)
-        at_least("top_k", self.top_k, 0)
+        for name in ("top_k", "min_tokens", "no_repeat_ngram_size"):
+            at_least(name, getattr(self, name), 0)
         at_least("max_new_tokens", self.max_new_tokens, 1)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: must be in (0, 1], not {self.top_p}")
 
-    def processors(self) -> LogitsProcessorList:
-        """The warpers of transformers, in the order that ``generate`` applies them."""
+    def processors(self, stop: Sequence[int], device: Any) -> LogitsProcessorList:
+        """The processors of transformers, in the order that ``generate`` applies them; warpers only where tokens are drawn."""
         from transformers import LogitsProcessorList
-        from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+        from transformers.generation.logits_process import (
+            MinLengthLogitsProcessor,
+            NoRepeatNGramLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
 
         chosen: list[Any] = []
+        if self.no_repeat_ngram_size:
+            chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+        if self.min_tokens and stop:
+            chosen.append(MinLengthLogitsProcessor(self.min_tokens, list(stop), device))
         if self.temperature not in (0.0, 1.0):
             chosen.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k:
+        if self.temperature and self.top_k:
             chosen.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
+        if self.temperature and self.top_p < 1.0:
             chosen.append(TopPLogitsWarper(self.top_p))
         return LogitsProcessorList(chosen)
 
@@ -85,43 +101,101 @@ class HfSampler:
         n: int,
         seed: int,
     ) -> list[Completion]:
-        """Draw ``n`` completions of a prompt.
+        """Draw ``n`` completions of a prompt; see :meth:`sample_many`."""
+        return self.sample_many(model, [prompt], stop, decoding, n=n, seeds=[seed])[0]
 
-        Sample i depends on (seed, i) and the model alone: not on ``n``, nor on how many are computed together (up to the rounding
-        of the model's arithmetic).
+    def sample_many(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[int],
+        decoding: Decoding,
+        *,
+        n: int,
+        seeds: Sequence[int],
+        context: int | None = None,
+        lengths: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Draw ``n`` completions of each prompt. Prompts of as many tokens are computed together, so that nothing is padded.
+
+        Sample i of a prompt depends on (seed, i), the prompt and the model alone: not on ``n`` or on other prompts, nor on how many
+        are computed together (up to the rounding of the model's arithmetic).
 
         Args:
             model: a causal LM in evaluation mode.
-            prompt: token ids.
+            prompts: token ids of each, never empty.
             stop: ids of the tokens that end a completion.
             decoding: how to draw.
-            n: number of samples.
-            seed: of this prompt's samples.
+            n: number of samples of each prompt.
+            seeds: of the samples of each prompt.
+            context: most tokens of prompt and completion together; None: no limit but ``decoding.max_new_tokens``.
+            lengths: tokens of each prompt before the padding that ends it; None: there is none. Padding is masked and generation
+                goes on after it, so that what a padded prompt is followed by is predicted at a padding token; ``min_tokens`` and
+                ``no_repeat_ngram_size`` see it. As transformers of 2023 does it for inputs padded on the right: positions count the
+                tokens that are not masked, and a padding token has position 1 (``prepare_inputs_for_generation`` of GPT-2).
+            progress: told how many more prompts are done.
         """
         import torch
         from transformers import DynamicCache
 
-        steps = decoding.max_new_tokens
-        uniform = np.stack([np.random.Generator(np.random.Philox(derive(seed, i))).random(steps) for i in range(n)])
-        tokens = np.full((n, steps), -1, np.int64)
-        ids = torch.tensor([list(prompt)], device=model.device)
-        start = _Front(np.arange(n), np.zeros(n, np.int64), 0, ids, DynamicCache(config=model.config), None, 0)
-        pending = [start]
-        while pending:  # depth first: few fronts, and so few caches, wait at a time
-            front = pending.pop()
-            with torch.no_grad():
-                logits = _logits(model, front)
-            drawn = _draw(front, logits, decoding, uniform[front.samples, front.position])
-            tokens[front.samples, front.position] = drawn
-            if front.position + 1 < steps:
-                pending.extend(_continue(front, drawn, np.isin(drawn, list(stop)), self.rows))
-        ended = np.isin(tokens, list(stop))
-        stopped = np.array(ended.any(1))
-        lengths: np.ndarray = np.where(stopped, ended.argmax(1) + 1, steps)
-        return [
-            Completion(tuple(row[:length].tolist()), "stop" if done else "length")
-            for row, length, done in zip(tokens, lengths.tolist(), stopped.tolist(), strict=True)
-        ]
+        drawn: list[list[Completion]] = [[] for _ in prompts]
+        for batch in _batches(prompts, lengths, self.rows):
+            ids, mask = torch.tensor([prompt for prompt, _, _ in batch], device=model.device), None
+            if lengths is not None:
+                real = torch.tensor([[length] for _, length, _ in batch], device=model.device)
+                mask = (torch.arange(ids.shape[1], device=model.device) < real).long()
+            places = [place for _, _, same in batch for place in same]
+            prefix = np.repeat(np.arange(len(batch)), [len(same) * n for _, _, same in batch])
+            start = _Front(np.arange(len(prefix)), prefix, 0, ids, mask, DynamicCache(config=model.config), None, 0)
+            steps = min(decoding.max_new_tokens, decoding.max_new_tokens if context is None else context - ids.shape[1])
+            random = [np.random.Generator(np.random.Philox(derive(seeds[place], i))) for place in places for i in range(n)]
+            uniform = np.stack([generator.random(steps) for generator in random])
+            completions = _complete(model, start, stop, decoding, uniform, self.rows)
+            for first, place in enumerate(places):
+                drawn[place] = completions[first * n : (first + 1) * n]
+            if progress is not None:
+                progress(len(places))
+        return drawn
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], lengths: Sequence[int] | None, rows: int
+) -> Iterator[list[tuple[tuple[int, ...], int, list[int]]]]:
+    """Distinct prompts with as many ids, at most ``rows`` at a time: the ids, how many are no padding, which prompts they are."""
+    found: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        found.setdefault((tuple(prompt), len(prompt) if lengths is None else lengths[place]), []).append(place)
+    distinct = sorted(((ids, length, places) for (ids, length), places in found.items()), key=lambda one: len(one[0]))
+    for _, group in groupby(distinct, key=lambda one: len(one[0])):
+        alike = list(group)
+        for first in range(0, len(alike), rows):
+            yield alike[first : first + rows]
+
+
+def _complete(
+    model: Any, start: _Front, stop: Sequence[int], decoding: Decoding, uniform: np.ndarray, rows: int
+) -> list[Completion]:
+    """A completion of each of the front's S samples from its random numbers, ``uniform`` [S, tokens at most]."""
+    import torch
+
+    tokens = np.full(uniform.shape, -1, np.int64)
+    pending = [start]
+    while pending:  # depth first: few fronts, and so few caches, wait at a time
+        front = pending.pop()
+        with torch.no_grad():
+            logits = _logits(model, front)
+        drawn = _draw(front, logits, stop, decoding, uniform[front.samples, front.position])
+        tokens[front.samples, front.position] = drawn
+        if front.position + 1 < uniform.shape[1]:
+            pending.extend(_continue(front, drawn, np.isin(drawn, list(stop)), rows))
+    ended = np.isin(tokens, list(stop))
+    stopped = np.array(ended.any(1))
+    lengths: np.ndarray = np.where(stopped, ended.argmax(1) + 1, uniform.shape[1])
+    return [
+        Completion(tuple(row[:length].tolist()), "stop" if done else "length")
+        for row, length, done in zip(tokens, lengths.tolist(), stopped.tolist(), strict=True)
+    ]
 
 
 def stream(model: Any, prompt: Sequence[int], stop: Sequence[int], decoding: Decoding, seed: int) -> Iterator[int]:
@@ -130,10 +204,10 @@ def stream(model: Any, prompt: Sequence[int], stop: Sequence[int], decoding: Dec
     from transformers import DynamicCache
 
     ids, one = torch.tensor([list(prompt)], device=model.device), np.zeros(1, np.int64)
-    front = _Front(one, one, 0, ids, DynamicCache(config=model.config), None, 0)
+    front = _Front(one, one, 0, ids, None, DynamicCache(config=model.config), None, 0)
     for number in np.random.Generator(np.random.Philox(seed)).random(decoding.max_new_tokens):
         with torch.no_grad():
-            drawn = _draw(front, _logits(model, front), decoding, np.array([number]))
+            drawn = _draw(front, _logits(model, front), stop, decoding, np.array([number]))
         yield int(drawn[0])
         if drawn[0] in stop:
             return
@@ -152,6 +226,8 @@ class _Front:
     """of the token to draw, from 0"""
     ids: Tensor
     """[U, T] prompt and what was drawn so far"""
+    mask: Tensor | None
+    """[U, T] 0 where they are padding, else 1; None: nothing is"""
     cache: DynamicCache
     """of the prefixes that these continue by a token; shared with other fronts, never changed"""
     origin: Tensor | None
@@ -164,18 +240,27 @@ def _logits(model: Any, front: _Front) -> Tensor:
     """Next-token logits of each prefix, [U, V]; the front's cache becomes its own."""
     import torch
 
-    if front.origin is None:
-        return model(input_ids=front.ids, past_key_values=front.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-    cache = copy.copy(front.cache)
-    cache.layers = [copy.copy(layer) for layer in front.cache.layers]
-    if not torch.equal(
-        front.origin, torch.arange(front.width, device=front.origin.device)
-    ):  # once no two samples share anything, there is nothing to pick
-        cache.batch_select_indices(front.origin)
-    front.cache = cache
-    past = front.ids.shape[1] - 1
-    place = torch.full((len(front.ids), 1), past, device=front.ids.device)
-    return model(input_ids=front.ids[:, -1:], position_ids=place, past_key_values=cache, use_cache=True).logits[:, -1]
+    new = front.ids.shape[1]
+    if front.origin is not None:
+        new, cache = 1, copy.copy(front.cache)
+        cache.layers = [copy.copy(layer) for layer in front.cache.layers]
+        if not torch.equal(
+            front.origin, torch.arange(front.width, device=front.origin.device)
+        ):  # once no two samples share anything, there is nothing to pick
+            cache.batch_select_indices(front.origin)
+        front.cache = cache
+    if front.mask is None:
+        place = torch.arange(front.ids.shape[1], device=front.ids.device).expand_as(front.ids)
+    else:
+        place = (front.mask.cumsum(-1) - 1).masked_fill(front.mask == 0, 1)
+    return model(
+        input_ids=front.ids[:, -new:],
+        attention_mask=front.mask,
+        position_ids=place[:, -new:],
+        past_key_values=front.cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
 
 
 def _continue(front: _Front, drawn: np.ndarray, ended: np.ndarray, limit: int) -> list[_Front]:
@@ -190,17 +275,18 @@ def _continue(front: _Front, drawn: np.ndarray, ended: np.ndarray, limit: int) -
         mine = (row >= first) & (row < first + limit)
         origin, token = torch.from_numpy(pairs[:, first : first + limit]).to(front.ids.device)
         ids = torch.cat([front.ids[origin], token[:, None]], dim=1)
-        fronts.append(_Front(samples[mine], row[mine] - first, front.position + 1, ids, front.cache, origin, len(front.ids)))
+        mask = None if front.mask is None else torch.cat([front.mask[origin], torch.ones_like(token)[:, None]], dim=1)
+        fronts.append(_Front(samples[mine], row[mine] - first, front.position + 1, ids, mask, front.cache, origin, len(front.ids)))
     return fronts
 
 
-def _draw(front: _Front, logits: Tensor, decoding: Decoding, uniform: np.ndarray) -> np.ndarray:
+def _draw(front: _Front, logits: Tensor, stop: Sequence[int], decoding: Decoding, uniform: np.ndarray) -> np.ndarray:
     """One token per sample, by inverting the cumulative distribution of its prefix, in float64."""
     import torch
 
+    scores = decoding.processors(stop, logits.device)(front.ids, logits.float())  # type: ignore[arg-type]
     if decoding.temperature == 0:
-        return logits.argmax(-1).cpu().numpy()[front.prefix]
-    scores = decoding.processors()(front.ids, logits.float())  # type: ignore[arg-type]
+        return scores.argmax(-1).cpu().numpy()[front.prefix]
     out = np.empty(len(front.prefix), np.int64)
     for first in range(0, len(scores), 64):  # float64 for a few rows at a time: vocabularies are large
         cumulative = torch.softmax(scores[first : first + 64].double(), dim=-1).cumsum(-1).cpu().numpy()

@@ -12,6 +12,7 @@ import numpy as np
 
 from alignlab.config import at_least, finite, one_of
 from alignlab.errors import UserError
+from alignlab.numerics import log1mexp
 from alignlab.protocols import Loss, MethodDefaults, Request, Row
 from alignlab.records import Judged, Prompt, Record
 from alignlab.template import Template, contexts, encode, gold, load_template
@@ -145,7 +146,7 @@ class Cut(MethodDefaults):
         if self._weighs:
             source = with_judgment if self.differentiate_weight else with_judgment.detach()
             weight = weight * torch.exp(self.gamma * torch.where(detected, source, 0.0))
-        unlikely = log1mexp(torch.where(detected, logp, -1.0))
+        unlikely = log1mexp(torch.where(detected, logp, -1.0), SATURATED)
         nll = -share * torch.where(detected, weight * unlikely, logp)
         parts = {name: nll[role == place].sum() for name, place in ROLES.items()}
         half = 0.5 if self.version == "v1" else 1.0
@@ -172,15 +173,3 @@ class Cut(MethodDefaults):
 
 ROLES = {"align_p": ALIGN_P, "misalign": MISALIGN, "align_n": ALIGN_N}
 """terms of the loss by role"""
-
-
-def log1mexp(logp: torch.Tensor) -> torch.Tensor:
-    """log(1 - p) from log p, exact near both ends; where p is 1 in this dtype, the log of :data:`SATURATED`, without gradient."""
-    import torch
-
-    one = logp == 0
-    safe = torch.where(one, -1.0, logp)
-    small = safe < -math.log(2)
-    near_one = torch.log(-torch.expm1(torch.where(small, -1.0, safe)))
-    far = torch.log1p(-torch.exp(torch.where(small, safe, -1.0)))
-    return torch.where(one, math.log(SATURATED), torch.where(small, far, near_one))

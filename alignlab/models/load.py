@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 
 from alignlab.config import Lora, Model
 from alignlab.errors import MissingError, UserError
+from alignlab.models.new_tokens import add_rows, add_tokens, check_rows, rows_of, trainable_rows
 from alignlab.paths import resolve
+from alignlab.protocols import NewToken
 from alignlab.seeds import derive
 from alignlab.text import TextCodec, turn
 
@@ -95,8 +98,8 @@ def _problem(error: BaseException) -> str:
     return f"{first}\nRead it, and give model.trust_remote_code=true if you trust it." if "custom code" in first else first
 
 
-def load_tokenizer(model: Model) -> Any:
-    """The tokenizer, with a chat template in any case: its own, ``model.chat_template``, or a plain one.
+def load_tokenizer(model: Model, tokens: Sequence[NewToken] = ()) -> Any:
+    """The tokenizer, with a chat template in any case: its own, ``model.chat_template``, or a plain one; and with new tokens.
 
     With ``weights=random`` the embedded tokenizer stands in for one that is not at hand.
     """
@@ -127,7 +130,14 @@ def load_tokenizer(model: Model) -> Any:
     elif not tokenizer.chat_template:
         tokenizer.chat_template = Path(resolve("alignlab:prompts/plain.jinja")).read_text(encoding="utf-8")
         log.warning("%s has no chat template: turns are put one after the other (alignlab/prompts/plain.jinja).", model.path)
+    if tokens:
+        add_tokens(tokenizer, tokens, _name(model))
     return tokenizer
+
+
+def _name(model: Model) -> str:
+    """What the tokenizer is called in messages."""
+    return model.tokenizer or model.path
 
 
 def load_config(model: Model) -> Any:
@@ -155,13 +165,13 @@ def load_config(model: Model) -> Any:
         raise UserError(f"model.path: {folder} holds no model that can be read: {_problem(error)}") from None
 
 
-def load_text(model: Model) -> TextCodec:
-    """Tokenizer, stop tokens and context length, without weights.
+def load_text(model: Model, tokens: Sequence[NewToken] = ()) -> TextCodec:
+    """Tokenizer with new tokens, stop tokens and context length, without weights.
 
     Generation stops at the tokens that the model's files name, and at the one with which its chat template ends a turn.
 
     Raises:
-        UserError: tokenizer, template and model do not fit together.
+        UserError: tokenizer, template, model and new tokens do not fit together.
     """
     config = load_config(model)
     tokenizer = load_tokenizer(model)
@@ -180,6 +190,8 @@ def load_text(model: Model) -> TextCodec:
     text = config.get_text_config()
     if model.tokenizer and len(tokenizer) > text.vocab_size:
         raise UserError(f"model.tokenizer: it has {len(tokenizer)} tokens and the model {text.vocab_size}. Leave it null.")
+    if tokens:
+        add_tokens(tokenizer, tokens, _name(model))
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30
     return TextCodec(tokenizer, sorted(stop - {None}), context, lead, tokenizer.eos_token_id if model.answer_end == "eos" else None)
 
@@ -188,11 +200,11 @@ def _ids(value: int | list[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
-def load_model(model: Model, device: torch.device | str, seed: int) -> Any:
-    """The model on a device, in evaluation mode.
+def load_model(model: Model, device: torch.device | str, seed: int, tokens: Sequence[NewToken] = ()) -> Any:
+    """The model on a device, in evaluation mode: with rows for new tokens, and with ``model.adapter``.
 
     Raises:
-        UserError: the folder holds no model that can be read.
+        UserError: the folder holds no model that can be read, or one that the new tokens or the adapter do not fit.
         MissingError: weights are neither cached nor reachable.
     """
     from transformers import AutoModelForCausalLM
@@ -213,7 +225,9 @@ def load_model(model: Model, device: torch.device | str, seed: int) -> Any:
             module.support_avx512bf16_for_cpu = False
     else:
         made = _pretrained(_model_folder(model), options).to(device)
-    return add_adapter(made, Path(resolve(model.adapter))).eval() if model.adapter else made.eval()
+    if tokens:
+        add_rows(made, load_tokenizer(model), tokens, seed, _name(model))
+    return (adapted(made, model, tokens) if model.adapter else made).eval()
 
 
 def _quantized(model: Model, device: torch.device | str) -> dict[str, Any]:
@@ -256,6 +270,18 @@ def _pretrained(folder: str, options: dict[str, Any]) -> Any:
     return made
 
 
+def adapted(made: Any, model: Model, tokens: Sequence[NewToken] = (), *, trainable: bool = False) -> Any:
+    """A model that has rows for the new tokens, with the adapter ``model.adapter``.
+
+    Raises:
+        UserError: the adapter has rows for other tokens, or see :func:`add_adapter`.
+    """
+    folder = Path(resolve(str(model.adapter)))
+    if tokens or rows_of(folder):
+        check_rows(folder, load_tokenizer(model, tokens), tokens, trainable=trainable)
+    return add_adapter(made, folder, trainable=trainable)
+
+
 def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """A saved adapter put on a model.
 
@@ -264,23 +290,30 @@ def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """
     from peft import PeftModel
 
+    from alignlab.models.token_rows import use_token_rows
+
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"model.adapter: {folder} holds no adapter ({name}).")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        made = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"model.adapter: {folder} does not fit this model: {_problem(error)}") from None
+    use_token_rows(made)
+    return made
 
 
-def add_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """A fresh LoRA adapter, initialised from the seed.
+def add_lora(model: Any, lora: Lora, seed: int, ids: Sequence[int] = ()) -> Any:
+    """A fresh LoRA adapter, initialised from the seed, that also trains the rows of the tokens ``ids``.
 
     Raises:
-        UserError: none of the targets is in the model.
+        UserError: none of the targets is in the model, or one is a matrix that has those rows.
     """
     from peft import LoraConfig, get_peft_model
 
+    from alignlab.models.token_rows import use_token_rows
+
+    rows = trainable_rows(model, ids)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -288,24 +321,30 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         target_modules=lora.targets,
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
         task_type="CAUSAL_LM",
+        trainable_token_indices=rows,  # type: ignore[arg-type]
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "lora"))
         try:
-            return get_peft_model(model, config)
+            made = get_peft_model(model, config)
         except ValueError as error:
             raise UserError(f"train.lora.targets: {_problem(error)}") from None
+        except TypeError as error:  # two adapters on one matrix
+            names = ", ".join(name.rpartition(".")[2] for name in rows or ())
+            raise UserError(f"train.lora.targets: rows of {names} are trained themselves (new tokens); leave it out.") from error
+    use_token_rows(made)
+    return made
 
 
-def after_model(model: Model, folder: Path, device: torch.device | str, seed: int) -> Any:
+def after_model(model: Model, folder: Path, device: torch.device | str, seed: int, tokens: Sequence[NewToken] = ()) -> Any:
     """The trained model of a run folder: its own weights, or the base with the run's adapter.
 
     Raises:
         UserError: the folder holds no trained model.
     """
-    if (folder / "model").is_dir():
+    if (folder / "model").is_dir():  # with a row for each token already
         whole = replace(model, path=str(folder / "model"), weights="pretrained", revision=None, adapter=None)
         return load_model(whole, device, seed)
     if not (folder / "adapter").is_dir():
         raise UserError(f"{folder} holds no trained model yet; run the train stage first.")
-    return add_adapter(load_model(replace(model, adapter=None), device, seed), folder / "adapter").eval()
+    return load_model(replace(model, adapter=str(folder / "adapter")), device, seed, tokens)

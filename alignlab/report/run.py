@@ -43,7 +43,7 @@ class Report:
     @cached_property
     def prompts(self) -> Sequence[Prompt]:
         """What is sampled from and evaluated."""
-        return self._run.config.data.prompts()
+        return self._run.prompts(self._run.models()[-1])
 
     def blocks(self) -> list[Block]:
         """The whole report."""

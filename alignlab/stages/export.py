@@ -70,13 +70,13 @@ def _written(run: Run, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it predicts otherwise than the model with its adapter, or what is read back otherwise than what was written.
     """
-    config, seed = run.config.model, run.config.seed
-    model = after_model(config, run.folder, run.device, seed)
+    config, seed, tokens = run.config.model, run.config.seed, run.config.method.new_tokens()
+    model = after_model(config, run.folder, run.device, seed, tokens)
     requests, prompts, sequences = _sequences(run, model)
     of_run = predictions(model, sequences)
     if config.quantization:
         del model
-        model = after_model(replace(config, quantization=None), run.folder, run.device, seed)
+        model = after_model(replace(config, quantization=None), run.folder, run.device, seed, tokens)
     of_adapter = predictions(model, sequences) if config.quantization else of_run
     model = model.merge_and_unload()
     of_merged = predictions(model, sequences)
@@ -87,7 +87,7 @@ def _written(run: Run, folder: Path) -> dict[str, Any]:
     if config.quantization:
         certificate["merged_and_quantised"] = _plain(agreement(of_merged, of_run))
     model.save_pretrained(str(folder))
-    load_tokenizer(config).save_pretrained(str(folder))
+    load_tokenizer(config, tokens).save_pretrained(str(folder))
     del model
     of_files = predictions(_read_back(replace(config, path=str(folder)), requests, prompts, run), sequences)
     figures = agreement(of_files, of_merged)
@@ -98,9 +98,11 @@ def _written(run: Run, folder: Path) -> dict[str, Any]:
 def _sequences(run: Run, model: Any) -> tuple[list[Request], list[list[int]], list[list[int]]]:
     """Requests, their token ids, and the token ids to compare at: the same with the beginning of the model's answer."""
     config, text = run.config, run.text
-    own = config.data.prompts()
+    own = run.prompts("after")
+    added = "".join(token.text for token in config.method.new_tokens())
+    fixed = [FIXED, Request(text=added)] if added else [FIXED]
     requests, prompts, sequences = [], [], []
-    for request in [FIXED, *map(config.method.request, own[:: math.ceil(len(own) / PROMPTS) or 1])]:
+    for request in [*fixed, *map(config.method.request, own[:: math.ceil(len(own) / PROMPTS) or 1])]:
         with suppress(UserError):  # too long for the model: the sample stage says so
             prompts.append(text.request(request))
             requests.append(request)

@@ -21,7 +21,7 @@ def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
     tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
-    sampled = config.data.prompts() if "sample" in config.stages else ()
+    sampled = run.prompts("after" if "train" in config.stages else "before") if "sample" in config.stages else ()
     requests = {prompt.name: config.method.request(prompt) for prompt in sampled}
     asked = [(record, requests.get(record.name)) for record in config.data.testing()]
     for record, request in chain(((record, None) for records in tried for record in records), asked):
@@ -57,6 +57,8 @@ def prepare(run: Run) -> list[str]:
         rejected = ({"row": place, "reason": reason} for place, reason in config.data.rejected.items())
         run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} wrong rows passed over; rejected.jsonl says why")
         files.append("rejected.jsonl")
+    for note in config.data.notes():
+        run.say(f"prepare: {note}")
     train = summary["train"]
     run.say(f"prepare: {train['records']} records, {train['rows']} rows, {train['tokens']} tokens, {train['edges']} of them scored")
     return files

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
 from alignlab.errors import UserError
 from alignlab.launch import processes, state_options, train_on_ranks
-from alignlab.models.load import add_adapter, add_lora, load_model, load_tokenizer
+from alignlab.models.load import adapted, add_lora, load_model
 from alignlab.paths import resolve
 from alignlab.pipeline import Run
 from alignlab.records import write_text
@@ -96,18 +97,21 @@ def _accelerator(run: Run) -> Accelerator:
 
 
 def trainable_model(run: Run, device: str) -> Any:
-    """The model with what is to be trained in fp32 (or more) and the rest frozen as stored."""
-    config = run.config
+    """The model with what is to be trained in fp32 (or more) and the rest frozen as stored.
+
+    With LoRA these are the adapter and the rows of the method's new tokens.
+    """
+    config, tokens = run.config, run.config.method.new_tokens()
     lora = config.train.lora
     if config.model.adapter and not lora:
         raise UserError(
             "model.adapter: training goes on from an adapter only with train.lora; for all parameters, export it first."
         )
-    model = load_model(replace(config.model, adapter=None), device, config.seed)
+    model = load_model(replace(config.model, adapter=None), device, config.seed, tokens)
     if config.hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora and config.model.adapter:
-        model = add_adapter(model, Path(resolve(config.model.adapter)), trainable=True)
+        model = adapted(model, config.model, tokens, trainable=True)
         found = model.peft_config["default"]
         rank = found.r
         if found.lora_alpha != lora.alpha:
@@ -119,8 +123,40 @@ def trainable_model(run: Run, device: str) -> Any:
             )
         return model
     if lora:
-        return add_lora(model, lora, config.seed)
+        ids = run.text.ids([token.text for token in tokens if token.trained]) if tokens else ()
+        return add_lora(model, lora, config.seed, ids)
     return model.requires_grad_(True).to(torch.promote_types(model.dtype, torch.float32))
+
+
+def checkpoint_model(run: Run, step: int, dtype: str | None = None) -> Any:
+    """The model after so many optimizer steps, in evaluation mode: what ``after_model`` gives had the run ended there.
+
+    Args:
+        run: whose folder holds ``checkpoints/step-N``.
+        step: N.
+        dtype: of its weights; None takes ``model.dtype``.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    config = run.config
+    kept = Checkpoints(run.path("checkpoints"), config.train.keep_checkpoints)
+    if step not in kept.steps():
+        there = ", ".join(map(str, kept.steps())) or "none"
+        raise UserError(
+            f"sample.step: {kept.folder} has no checkpoint of step {step}; there are: {there}.\n"
+            "train.save_every_steps writes them, and train.keep_checkpoints says how many stay."
+        )
+    stored = replace(config.model, dtype=dtype or config.model.dtype)
+    model = trainable_model(replace(run, config=replace(config, model=stored)), run.device)
+    try:
+        kept.restore_weights(step, torch.nn.ModuleDict({"model": model}))  # named as in the scorer
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"sample.step: {kept.folder / f'step-{step}'} cannot be used: {error}.") from None
+    if not config.train.lora:  # rounded as when it is written; buffers stay
+        for p in model.parameters():
+            p.data = p.data.to(getattr(torch, config.model.dtype)).to(getattr(torch, stored.dtype))
+    return model.eval()
 
 
 def save_trained(run: Run, model: Any) -> None:
@@ -133,11 +169,13 @@ def save_trained(run: Run, model: Any) -> None:
         model.save_pretrained(str(temporary), save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # a card without content
         _sort_lists(temporary / "adapter_config.json")
+        if run.config.method.new_tokens():  # tells how to resize the base
+            run.text.tokenizer.save_pretrained(str(temporary))
     else:
         attention = model.config._attn_implementation
         model.set_attn_implementation("sdpa" if attention.startswith("alignlab") else attention)
         model.to(getattr(torch, run.config.model.dtype)).save_pretrained(str(temporary))
-        load_tokenizer(run.config.model).save_pretrained(str(temporary))
+        run.text.tokenizer.save_pretrained(str(temporary))
     shutil.rmtree(final, ignore_errors=True)
     temporary.replace(final)
 

@@ -24,7 +24,7 @@ from alignlab.protocols import Loss, Method, Probe
 from alignlab.seeds import derive
 from alignlab.signals import Stop
 from alignlab.train.checkpoint import Checkpoints, Progress, trained
-from alignlab.train.optim import Schedule, adamw
+from alignlab.train.optim import Schedule, adamw, warmup
 from alignlab.train.plan import Plan
 from alignlab.trees import pack, within
 
@@ -103,7 +103,7 @@ def fit(
         StoppedError: a signal came; the state is saved.
     """
     plan = Plan(rows, groups_per_step=train.groups_per_step, epochs=train.epochs, max_steps=train.max_steps, seed=seed)
-    schedule = Schedule(train.schedule, train.lr, train.warmup_steps, plan.steps)
+    schedule = Schedule(train.schedule, train.lr, warmup(train.warmup_steps, plan.steps), plan.steps)
     raw = adamw(trained(scorer).values(), lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay)
     model, optimizer = accelerator.prepare(scorer, raw)
     progress = checkpoints.load(scorer, raw) or Progress()

@@ -41,6 +41,11 @@ class Schedule:
         return self.lr * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def warmup(steps: float, total: int) -> int:
+    """Steps of warm-up: as given, or below 1 a share of all steps, rounded up as transformers does."""
+    return math.ceil(steps * total) if steps < 1 else int(steps)
+
+
 def adamw(
     parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:

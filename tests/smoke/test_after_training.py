@@ -9,6 +9,7 @@ import pty
 import select
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,17 +25,26 @@ REQUESTS = {
 SOURCE = """
 from dataclasses import dataclass, replace
 from alignlab.data.sources import PromptFiles
+from alignlab.errors import UserError
+from alignlab.methods.diffuse import Diffuse
 @dataclass
 class Named(PromptFiles):
     def prompts(self):
         return [replace(prompt, dataset="mine") for prompt in super().prompts()]
+class Steered(Diffuse):
+    attributes = {"length": ["short", "long"], "tone": ["kind"]}
+    def request(self, prompt):
+        for label in prompt.conditions:
+            if label not in sum(self.attributes.values(), []):
+                raise UserError(f"conditions: '{label}' is not a label (short, long, kind).")
+        return super().request(replace(prompt, request=" ".join([*prompt.conditions, prompt.request])))
 """
 QUICK = ["tracker=none", "train.max_steps=1", "train.lr=0.02", "suite.samples=2", "suite.temperature=0", "suite.max_new_tokens=12"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a short run of the real command."""
+    """A folder with a short run of the real command; its method writes conditions before a request."""
     where = tmp_path_factory.mktemp("after")
     (where / "p").mkdir()
     (where / "mine.py").write_text(SOURCE)
@@ -45,6 +55,7 @@ def folder(tmp_path_factory) -> Path:
         where,
         "data.path=p",
         "data._target_=mine.Named",
+        "method._target_=mine.Steered",
         "sample.alpaca_eval=true",
         *QUICK,
         "stages=[prepare,train,sample]",
@@ -130,6 +141,24 @@ def test_the_words_after_chat_change_how_answers_are_drawn(piped):
     assert first != second  # each line has random numbers of its own
 
 
+def test_conditions_stand_in_every_request_until_they_are_changed(piped):
+    greedy, asked = ("chat=run", "model=before", "temperature=0"), REQUESTS["fruit"]
+    spelled = [f"{words}{asked}" for words in ("long kind ", "", "short ")]
+    plain = piped(*greedy, typed="\n".join([*spelled, spelled[0]]))[1].splitlines()
+    assert len(set(plain)) == 3
+    typed = f"{asked}\n/conditions\n{asked}\n/conditions short\n{asked}\n/conditions long, kind\n{asked}\n"
+    assert piped(*greedy, "conditions=long,kind", typed=typed)[1].splitlines() == plain
+
+
+def test_limits_of_the_sampler_are_words_of_chat(piped):
+    def answer(*words: str) -> str:
+        return piped("chat=run", "model=before", "temperature=0", "max_new_tokens=40", *words, typed=f"{REQUESTS['king']}\n")[1]
+
+    assert answer() == "A king, two king.\n"
+    assert "king" not in answer("no_repeat_ngram_size=1")  # it stands in the request
+    assert len(answer("min_tokens=50")) > 40
+
+
 def test_characters_of_several_tokens_are_streamed_whole(text):
     from alignlab.chat import pieces
 
@@ -155,6 +184,9 @@ def test_characters_of_several_tokens_are_streamed_whole(text):
         (["chat=run", "temperature=-1"], ["temperature: must be at least 0"]),
         (["chat=run", "temperature=nan"], ["temperature: must be at least 0"]),
         (["chat=run", "top_k=1.5"], ["top_k: must be a whole number, not '1.5'"]),
+        (["chat=run", "min_tokens=-1"], ["min_tokens: must be at least 0"]),
+        (["chat=run", "no_repeat_ngram_size=x"], ["no_repeat_ngram_size: must be a whole number"]),
+        (["chat=run", "conditions=loud"], ["conditions: 'loud' is not a label"]),
         (["chat=run", "model=best"], ["model: must be one of before, after, not 'best'"]),
     ],
     ids=" ".join,
@@ -176,11 +208,13 @@ def test_a_run_without_a_trained_model_answers_with_the_untrained(piped, monkeyp
     alignlab.run(["stages=[prepare]", f"run_dir={tmp_path / 'new'}", "tracker=none"])
     monkeypatch.chdir(tmp_path)
     said(piped("chat=new", "model=after"), "model=after: new holds no trained model", "model=before")
+    said(piped("chat=new", "conditions=short"), "conditions: the method of new has no control tokens")
     assert piped("chat=new", "temperature=0", typed="Who was the first king?\n")[:2] == (0, "A king, two king.\n")
 
 
 def test_a_line_that_cannot_be_answered_ends_a_pipe(piped):
     said(piped("chat=run", typed="/befor\n"), "/befor: no such command", "'/before'")
+    said(piped("chat=run", typed="/conditions loud\n"), "conditions: 'loud' is not a label")
     said(piped("chat=run", typed="word " * 600 + "\n"), "the model has 512 positions. Shorten it.")
 
 
@@ -213,7 +247,13 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.file, keys.encode())
 
-    def status(self) -> int:
+    def leave(self) -> int:
+        """Ctrl-C until it ends; its status. Python's input() misses one that comes after the prompt and before the wait for a key."""
+        with suppress(OSError):  # nobody is left to read from
+            while True:
+                self.type("\x03")
+                while select.select([self.file], [], [], 5)[0]:
+                    os.read(self.file, 4096)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -229,9 +269,14 @@ def test_a_terminal_is_greeted_and_ctrl_c_stops_the_answer_then_the_chat(folder)
     assert "\r\n(cut off: max_new_tokens=400)\r\n" in screen.until("\nafter> ")
     screen.type("/befor\n")
     assert "Did you mean '/before'?" in screen.until("\nafter> ")
+    screen.type("/conditions long kind\n")
+    screen.until("\nafter long kind> ")
+    screen.type("/conditions loud\n")
+    assert "'loud' is not a label" in screen.until("\nafter long kind> ")
+    screen.type("/conditions\n")
+    screen.until("\nafter> ")
     screen.type("/before\n")
     screen.until("\nbefore> ")
     screen.type("/help\n")
     assert max(map(len, screen.until("\r\nbefore> ").splitlines())) <= 80
-    screen.type("\x03")
-    assert screen.status() == 0
+    assert screen.leave() == 0

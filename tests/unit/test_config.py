@@ -369,6 +369,28 @@ def test_every_recipe_belongs_to_a_pair_and_is_applied_with_it(recipe: str, tmp_
         assert OmegaConf.select(node, key) == OmegaConf.select(wanted, key), key
 
 
+@pytest.mark.parametrize("recipe", sorted(f.stem for f in (CONF / "recipe/exact").glob("*.yaml")))
+def test_every_exact_recipe_belongs_to_a_method_a_model_and_data(recipe: str):
+    triples = [
+        (m, o, d)
+        for m in groups()["method"]
+        for g, o in OPTIONS
+        if g == "model"
+        for d in groups()["data"]
+        if f"{m}-{o}-{d}" == recipe
+    ]
+    assert len(triples) == 1, f"{recipe} is no METHOD-MODEL-DATA"
+    method, model, data = triples[0]
+    wanted = OmegaConf.load(CONF / "recipe/exact" / f"{recipe}.yaml")
+    leaves = [key for key in all_keys(wanted) if not OmegaConf.is_dict(OmegaConf.select(wanted, key))]
+    exact = compose([f"method={method}", f"model={model}", f"data={data}"])[0]
+    assert [key for key in leaves if OmegaConf.select(exact, key) != OmegaConf.select(wanted, key)] == []
+    other = compose([f"method={method}", "model=tiny", f"data={data}"])[0]
+    assert any(OmegaConf.select(other, key) != OmegaConf.select(wanted, key) for key in leaves), (
+        "it is applied with the model alone"
+    )
+
+
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: file.relative_to(CONF).as_posix())
 def test_every_value_has_a_comment(file: Path):
     bare, skipping = [], False

@@ -19,8 +19,9 @@ from alignlab.config import check
 from alignlab.engine.batch import Batch, collate
 from alignlab.engine.scorer import Scorer
 from alignlab.errors import UserError
-from alignlab.methods.cut import ALIGN_N, ALIGN_P, MISALIGN, SATURATED, Cut, log1mexp
+from alignlab.methods.cut import ALIGN_N, ALIGN_P, MISALIGN, SATURATED, Cut
 from alignlab.models.load import load_model
+from alignlab.numerics import log1mexp
 from alignlab.protocols import Row
 from alignlab.records import Fault, Judged
 
@@ -367,13 +368,13 @@ def test_extreme_probabilities_give_finite_losses_and_gradients(version, dtype):
 @pytest.mark.parametrize("logp", [-1e-300, -1e-17, -1e-9, -1e-3, -0.5, -0.69, -0.7, -1.0, -20.0, -40.0, -700.0, -800.0])
 def test_log1mexp_keeps_every_digit(logp):
     reference = math.log(-math.expm1(logp)) if logp > -0.5 else math.log1p(-math.exp(logp))
-    assert float(log1mexp(torch.tensor(logp, dtype=torch.float64))) == pytest.approx(reference, rel=1e-14, abs=0)
+    assert float(log1mexp(torch.tensor(logp, dtype=torch.float64), SATURATED)) == pytest.approx(reference, rel=1e-14, abs=0)
 
 
 def test_gradient_of_log1mexp():
     logp = torch.tensor([-1e-3, -0.1, -math.log(2), -0.7, -3.0, -40.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(log1mexp, logp, eps=1e-9, atol=1e-6, rtol=1e-5)
-    (gradient,) = torch.autograd.grad(log1mexp(logp).sum(), logp)
+    assert torch.autograd.gradcheck(lambda x: log1mexp(x, SATURATED), logp, eps=1e-9, atol=1e-6, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(log1mexp(logp, SATURATED).sum(), logp)
     assert gradient.tolist() == pytest.approx([-math.exp(v) / -math.expm1(v) for v in logp.tolist()], rel=1e-12)
 
 

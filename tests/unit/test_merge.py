@@ -119,8 +119,8 @@ def test_a_tokenizer_that_comes_back_as_another_is_refused(run, monkeypatch):
     one = run()
     whole = stage.load_tokenizer
 
-    def other(model):
-        tokenizer = whole(model)
+    def other(model, tokens):
+        tokenizer = whole(model, tokens)
         tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
         return tokenizer
 

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignlab.evaluate.statistics import (
+    Ratios,
     chi_square_tail,
     entropy,
     exact_metrics,
     goodness_of_fit,
     interval,
+    over_seeds,
     sampled_metrics,
-    unigram_diversity,
 )
+from alignlab.protocols import Value
 
 
 def test_exact_metrics_by_hand():
@@ -130,9 +132,68 @@ def test_targets_without_weight_do_not_enter_the_fit():
     assert goodness_of_fit(np.array([50, 50, 0]), np.array([0.5, 0.5, 0.0]), 0, "p")["fit_p"].value == 1.0
 
 
-def test_unigram_diversity_by_hand():
-    assert unigram_diversity(["a B a", "b c"], 100, 0, "p").value == pytest.approx(3 / 5)
-    assert unigram_diversity(["same same"] * 5, 100, 0, "p").value == pytest.approx(0.1)
-    assert unigram_diversity(["", " "], 10, 0, "p").value == 0.0
-    found = unigram_diversity([f"w{i} the" for i in range(50)], 200, 0, "p")
-    assert found.low <= found.value <= found.high
+def test_a_ratio_is_one_of_sums_and_its_clusters_stay_together():
+    ratios = Ratios(400, 0)
+    found = ratios.of("a", np.array([1.0, 0.0]), np.array([1.0, 9.0]))
+    assert (found.value, found.n) == (0.1, 2)  # not the mean of 1 and 0
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert ratios.mean("a", [[1.0], [0.0] * 9, []]) == found
+    assert ratios.of("b", np.full(40, 10.0), np.full(40, 5.0), math.inf).high == 2.0
+    assert ratios.of("a", np.zeros(3), np.zeros(3)) is None
+    lone, empty = Ratios(1, 0), np.zeros(20)
+    for name in map(str, range(40)):  # the one resample has no counts in five of them
+        value = lone.of(name, np.array([1.0, 0.0, *empty]), np.array([1.0, 1.0, *empty]))
+        assert 0 <= value.low <= value.value == 0.5 <= value.high <= 1
+
+
+def test_clusters_that_are_alike_leave_room_for_others():
+    ratios, counts = Ratios(100, 0), np.array([3.0, 1.0, 4.0, 0.0, 2.0] * 6)  # 24 clusters with counts
+    unseen = 1 - 0.025 ** (1 / 24)  # 0 of 24: Clopper and Pearson
+    none, every = ratios.of("a", 0 * counts, counts), ratios.of("a", counts, counts)
+    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(unseen))
+    assert (every.value, every.low, every.high) == (1.0, pytest.approx(1 - unseen), 1.0)
+    assert unseen == pytest.approx(0.1425, abs=1e-4)
+    third = ratios.of("a", counts / 3, counts)
+    assert (third.low, third.high) == (pytest.approx((1 - unseen) / 3), pytest.approx((1 + 2 * unseen) / 3))
+    same = ratios.difference("a", (counts / 3, counts), (counts / 3, counts))
+    assert (same.low, same.value, same.high) == (pytest.approx(-unseen), 0.0, pytest.approx(unseen))
+
+
+def test_a_difference_is_paired():
+    random = np.random.default_rng(0)
+    counts, ratios = np.full(50, 10.0), Ratios(400, 0)
+    hits = random.integers(2, 11, 50).astype(float)
+    fewer = hits - random.integers(0, 3, 50)
+    found = ratios.difference("a", (fewer, counts), (hits, counts))
+    assert found.value == pytest.approx((fewer.sum() - hits.sum()) / 500)
+    assert found.low < found.value < found.high < 0
+    errors = [ratios.of(name, sums, counts) for name, sums in (("x", fewer), ("y", hits))]
+    assert found.high - found.low < 0.5 * math.hypot(*(e.high - e.low for e in errors))
+    assert ratios.difference("a", (hits, counts), (hits, 0 * counts)) is None
+    # under the difference lie the resamples of the single ratios of that name
+    below = ratios.difference("a", (hits, counts), (0 * hits, counts))
+    assert below == ratios.of("a", hits, counts)
+
+
+def test_the_interval_of_a_ratio_holds_the_truth():
+    random, held = np.random.default_rng(0), 0
+    for trial in range(200):
+        counts = random.integers(1, 6, 80)
+        sums = random.binomial(counts, random.beta(2, 2, 80))  # prompts differ; their sentences are alike
+        found = Ratios(300, trial).of("a", sums.astype(float), counts.astype(float))
+        held += found.low <= 0.5 <= found.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_figures_over_seeds():
+    one = Value(0.2, 0.1, 0.4, 50)
+    assert over_seeds([one], 0, 1) == one
+    found = over_seeds([Value(v, v, v, 50) for v in (1.0, 2.0, 3.0, 4.0, 5.0)], 0, 9)
+    assert (found.value, found.n) == (3.0, 5)
+    assert found.high - 3 == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
+    alike = over_seeds([Value(0.5, 0.2, 0.6, 50), Value(0.5, 0.1, 0.6, 50)], 0, 1)  # agreement of two runs proves little
+    assert (alike.low, alike.high) == (pytest.approx(0.5 - 0.25), pytest.approx(0.5 + 0.1 / 2**0.5))
+    far = over_seeds([Value(v, v, v, 50) for v in (0.2, 0.9)], 0, 1)
+    assert (far.low, far.high) == (0, 1)
+    many = over_seeds([Value(float(i % 2), i % 2, i % 2, 1) for i in range(20)], 0, 1)
+    assert many.high - many.value == pytest.approx(2.093 * math.sqrt(20 / 19 / 4) / math.sqrt(20), rel=1e-3)

@@ -1,0 +1,186 @@
+"""Control tokens: attributes of a text, their labels, and the tokens that stand for the labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from alignlab.build import build, build_target
+from alignlab.config import finite
+from alignlab.errors import UserError, did_you_mean
+from alignlab.protocols import Labeller
+
+LABELLER = ("ready", "classes", "scores", "digest")
+"""what a labeller's class must have"""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A property of a text, such as toxicity, that has one of several labels.
+
+    With a ``threshold`` there are two labels, and ``score`` names the labeller's score: at most the threshold, a text has the
+    first, above it the second. Without, labels are classes of the labeller, and a text has the one with the largest score; where
+    several are the largest, the label ``tie``.
+    """
+
+    title: str
+    """as tables name it"""
+    tokens: dict[str, str]
+    """label -> control token, in order"""
+    wanted: str
+    """label that is aligned: any other is misaligned"""
+    labeller: dict[str, Any]
+    """``_target_`` and fields of a class with the methods of :class:`alignlab.protocols.Labeller`"""
+    score: str | None
+    threshold: float | None
+    tie: str | None
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < 2:
+            raise ValueError(f"tokens: an attribute needs at least two labels, each with its token, not {dict(self.tokens)}")
+        for label, token in self.tokens.items():
+            if not isinstance(token, str) or not token.strip():
+                raise ValueError(f"tokens: the token of label '{label}' must be a text that is not empty, not {token!r}")
+        for key in ("wanted", "tie"):
+            label = getattr(self, key)
+            if label is not None and label not in self.tokens:
+                raise ValueError(f"{key}: '{label}' is not one of the labels ({', '.join(self.tokens)})")
+        if self.threshold is not None:
+            finite("threshold", self.threshold)
+            if len(self.tokens) != 2:
+                raise ValueError(f"threshold: divides into two labels, and there are {len(self.tokens)}; null takes the likeliest")
+            if self.score is None:
+                raise ValueError("score: must name the labeller's score that the threshold divides")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in order."""
+        return tuple(self.tokens)
+
+    @cached_property
+    def scorer(self) -> Labeller:
+        """The labeller, built but not loaded."""
+        return build_target(OmegaConf.create(self.labeller), "labeller", LABELLER)
+
+    def label(self, scores: Mapping[str, float]) -> str:
+        """The label of a text from the scores of the labeller's classes."""
+        if self.threshold is not None:
+            return self.labels[scores[str(self.score)] > self.threshold]
+        best = max(scores[label] for label in self.labels if label in scores)
+        found = [label for label in self.labels if scores.get(label) == best]
+        return self.tie if len(found) > 1 and self.tie is not None else found[0]
+
+    def strength(self, scores: Mapping[str, float]) -> float:
+        """What was compared: the score that the threshold divides, or the largest one."""
+        return scores[str(self.score)] if self.threshold is not None else max(scores[k] for k in self.labels if k in scores)
+
+
+def read_attributes(node: Mapping[str, Any]) -> dict[str, Attribute]:
+    """Attributes by name, from the ``attributes`` of a configuration.
+
+    Raises:
+        ValueError: one is not as :class:`Attribute` has it, or labels or tokens are not unique; it begins with ``attributes``.
+    """
+    found: dict[str, Attribute] = {}
+    owner: dict[str, str] = {}
+    for name, value in node.items():
+        where = f"attributes.{name}"
+        if not name.isidentifier() or name == "none":
+            raise ValueError(f"{where}: the name of an attribute must be a word, and not 'none'")
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: must be a set of keys, not {value!r}")
+        try:
+            found[name] = attribute = build(OmegaConf.create(dict(value)), Attribute, where)
+            _check_classes(attribute)
+        except UserError as error:
+            raise ValueError(
+                str(error).replace("labeller.", f"{where}.labeller.", 1 if str(error).startswith("labeller.") else 0)
+            ) from None
+        for text in (*attribute.tokens, *attribute.tokens.values()):
+            if text in owner:
+                raise ValueError(f"{where}.tokens: '{text}' stands in attributes.{owner[text]} too; labels and tokens must differ")
+        owner |= dict.fromkeys((*attribute.tokens, *attribute.tokens.values()), name)
+    if not found:
+        raise ValueError("attributes: there are none; give at least one, with its tokens and its labeller")
+    return found
+
+
+def _check_classes(attribute: Attribute) -> None:
+    """Refuse scores or labels that the labeller does not know, where it knows its classes before it is loaded."""
+    classes = attribute.scorer.classes()
+    if classes is None:
+        return
+    if attribute.threshold is not None and attribute.score not in classes:
+        raise UserError(f"labeller.classes: there is no score '{attribute.score}' ({', '.join(classes)}).")
+    if attribute.threshold is None:
+        lacking = [label for label in attribute.labels if label not in classes and label != attribute.tie]
+        if lacking:
+            near = did_you_mean(lacking[0], classes)
+            raise UserError(f"labeller.classes: the label '{lacking[0]}' is none of its classes ({', '.join(classes)}).{near}")
+
+
+def variant(name: str, attributes: Iterable[str]) -> tuple[str, ...]:
+    """The attributes of a variant, in its order: ``none``, or names one after the other, with or without ``+`` between.
+
+    ``toxsen`` and ``tox+sen`` are the attributes tox and sen.
+
+    Raises:
+        ValueError: the name is made of something else, or names one twice; it begins with ``variant``.
+    """
+    known = list(attributes)
+    if name == "none":
+        return ()
+    rest, found = name, list[str]()
+    while rest:
+        rest = rest.removeprefix("+")
+        match = next((known_name for known_name in sorted(known, key=len, reverse=True) if rest.startswith(known_name)), None)
+        if match is None or match in found:
+            raise ValueError(
+                f"variant: '{name}' must be none, or made of {', '.join(known)}, each at most once: {''.join(known)}, say."
+                f"{did_you_mean(name, [*known, ''.join(known)])}"
+            )
+        found.append(match)
+        rest = rest.removeprefix(match)
+    if not found:
+        raise ValueError("variant: must not be empty; none uses no control tokens")
+    return tuple(found)
+
+
+def head(labels: Mapping[str, str], attributes: Mapping[str, Attribute], chosen: Sequence[str]) -> list[str]:
+    """The control tokens of a text with these labels (attribute -> label), for the chosen attributes."""
+    return [attributes[name].tokens[labels[name]] for name in chosen]
+
+
+def attribute_of(label: str, attributes: Mapping[str, Attribute]) -> str:
+    """The name of the attribute that has a label.
+
+    Raises:
+        ValueError: none has.
+    """
+    found = next((name for name, attribute in attributes.items() if label in attribute.tokens), None)
+    if found is None:
+        labels = [label for attribute in attributes.values() for label in attribute.tokens]
+        raise ValueError(f"'{label}' is not a label ({', '.join(labels)}).{did_you_mean(label, labels)}")
+    return found
+
+
+def grid(attributes: Mapping[str, Attribute], chosen: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every condition on the chosen attributes: for each, no label or one of its labels; no condition stands first."""
+    choices = [("", *attributes[name].tokens) for name in chosen]
+    return [tuple(label for label in labels if label) for labels in product(*choices)]
+
+
+def all_tokens(attributes: Mapping[str, Attribute]) -> list[str]:
+    """Every control token, in order."""
+    return [token for attribute in attributes.values() for token in attribute.tokens.values()]
+
+
+def finite_scores(scores: Mapping[str, float]) -> bool:
+    """Whether every score is a finite number."""
+    return all(math.isfinite(value) for value in scores.values())
