@@ -374,6 +374,6 @@ def test_every_frame_of_the_shipped_text_is_labelled_as_its_tone_means():
 @pytest.mark.parametrize("seed", range(10))
 def test_the_shipped_text_is_enough_for_any_seed(seed: int, tmp_path: Path):
     made = option("data=toned", f"seed={seed}", f"data.cache={tmp_path}")
-    assert len(made.prompts()) == 80
+    assert len(made.prompts()) == 60
     assert len(list(made.training())) > 1900
     assert not [note for note in made.notes() if note.startswith("warning")]

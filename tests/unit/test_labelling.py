@@ -320,11 +320,13 @@ def test_nothing_is_left_or_the_labeller_gives_something_else(tmp_path: Path, fi
         source(write(tmp_path / "rows.jsonl", {"text": "a"}), **fields).training()
 
 
-def test_what_lacks_is_said_before_a_file_is_looked_for(tmp_path: Path):
-    with pytest.raises(MissingError, match="needs a package"):
-        source(tmp_path / "absent.jsonl", attributes=attributes("unready")).digest()
+def test_what_lacks_is_said_before_a_file_is_read(tmp_path: Path):
     with pytest.raises(UserError, match="there is no file or folder"):
-        source(tmp_path / "absent.jsonl").digest()
+        source(tmp_path / "absent.jsonl", attributes=attributes("unready")).digest()
+    (tmp_path / "wrong.jsonl").write_text("nothing that can be read")
+    for path in (str(tmp_path / "wrong.jsonl"), "nobody/has-this-set"):
+        with pytest.raises(MissingError, match="needs a package"):
+            source(path, attributes=attributes("unready")).digest()
     path = write(tmp_path / "rows.jsonl", {"text": "a"})
     (tmp_path / "file").write_text("")
     with pytest.raises(
