@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignlab.config import check, one_of
+from alignlab.control import attribute_of, read_attributes, variant
 from alignlab.errors import OK, UserError, did_you_mean
 from alignlab.generate.hf import Decoding, stream
 from alignlab.launch import World
@@ -158,6 +159,10 @@ class Talk:
             if not hasattr(method, "attributes"):
                 raise UserError(f"conditions: the method of {self.run.folder} has no control tokens; ask without conditions.")
             method.request(Prompt("chat", "", conditions=conditions))
+            attributes = read_attributes(method.attributes)
+            lacking = {attribute_of(label, attributes) for label in conditions} - set(variant(method.variant, attributes))
+            if lacking:
+                raise UserError(f"conditions: this run is of variant '{method.variant}', which has no tokens of {min(lacking)}.")
         self.conditions = conditions
 
     def load(self) -> Any:
@@ -196,6 +201,8 @@ class Talk:
             UserError: the request does not fit the model.
         """
         text = self.run.text
+        if self.conditions and self.which == "before" and not self.run.config.model.adapter:
+            raise UserError("conditions: the model before training never saw control tokens. Ask it without, or ask the one after.")
         ids = text.request(self.run.config.method.request(Prompt("chat", line, conditions=self.conditions)))
         self.lines += 1
         limited = replace(self.decoding, max_new_tokens=min(self.decoding.max_new_tokens, text.context - len(ids)))

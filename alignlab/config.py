@@ -103,6 +103,7 @@ class Train:
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+    decay: str
     clip: float | None
     epochs: int
     max_steps: int | None
@@ -117,6 +118,7 @@ class Train:
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, ("constant", "constant_with_warmup", "linear", "cosine"))
+        one_of("decay", self.decay, ("all", "matrices"))
         one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         for name in ("epochs", "groups_per_step", "keep_checkpoints", "max_steps"):
             at_least(name, getattr(self, name), 1)

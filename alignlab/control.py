@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from alignlab.build import build, build_target
@@ -41,6 +43,9 @@ class Attribute:
     threshold: float | None
     tie: str | None
 
+    where: ClassVar[str] = "attributes"
+    """path in the configuration; :func:`read_attributes` gives each its own"""
+
     def __post_init__(self) -> None:
         if len(self.tokens) < 2:
             raise ValueError(f"tokens: an attribute needs at least two labels, each with its token, not {dict(self.tokens)}")
@@ -63,22 +68,74 @@ class Attribute:
         """Labels in order."""
         return tuple(self.tokens)
 
-    @cached_property
+    @property
+    def classes(self) -> list[str]:
+        """The labeller's scores that tell the label; a label for ties alone need not be one of its classes."""
+        return [str(self.score)] if self.threshold is not None else list(self.labels)
+
+    @property
     def scorer(self) -> Labeller:
-        """The labeller, built but not loaded."""
-        return build_target(OmegaConf.create(self.labeller), "labeller", LABELLER)
+        """The labeller, not loaded before it is used; one for all attributes of this process that configure it alike."""
+        return _labeller(json.dumps(self.labeller))
+
+    def check(self, classes: Collection[str] | None) -> None:
+        """Refuse the classes of a labeller that do not tell the label; None, those that are not known yet, are not refused.
+
+        Raises:
+            UserError: one lacks.
+        """
+        kind, spare = ("score", None) if self.threshold is not None else ("label", self.tie)
+        for name in self.classes:
+            if classes is not None and name not in classes and name != spare:
+                known = f"({', '.join(classes)}).{did_you_mean(name, classes)}"
+                raise UserError(f"data.{self.where}.labeller: the {kind} '{name}' is none of its classes {known}")
+
+    def number(self, scores: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The label's number, and what was compared: the score that the threshold divides, or the largest one.
+
+        Args:
+            scores: of the labeller's classes: each one number, or an array [texts].
+
+        Raises:
+            UserError: a class lacks.
+        """
+        self.check(scores)
+        if self.threshold is not None:
+            strength = np.asarray(scores[str(self.score)], np.float64)
+            return (strength > self.threshold).astype(np.int64), strength
+        known = [i for i, label in enumerate(self.labels) if label in scores]
+        matrix = np.stack([np.asarray(scores[self.labels[i]], np.float64) for i in known])
+        strength = matrix.max(0)
+        best = matrix == strength
+        found = np.array(known)[best.argmax(0)]
+        if self.tie is not None:
+            found = np.where(best.sum(0) > 1, self.labels.index(self.tie), found)
+        return found, strength
 
     def label(self, scores: Mapping[str, float]) -> str:
-        """The label of a text from the scores of the labeller's classes."""
-        if self.threshold is not None:
-            return self.labels[scores[str(self.score)] > self.threshold]
-        best = max(scores[label] for label in self.labels if label in scores)
-        found = [label for label in self.labels if scores.get(label) == best]
-        return self.tie if len(found) > 1 and self.tie is not None else found[0]
+        """The label of one text."""
+        return self.labels[int(self.number(scores)[0])]
 
     def strength(self, scores: Mapping[str, float]) -> float:
-        """What was compared: the score that the threshold divides, or the largest one."""
-        return scores[str(self.score)] if self.threshold is not None else max(scores[k] for k in self.labels if k in scores)
+        """What was compared for one text."""
+        return float(self.number(scores)[1])
+
+
+@cache
+def _labeller(config: str) -> Labeller:
+    return build_target(OmegaConf.create(json.loads(config)), "labeller", LABELLER)
+
+
+def make_ready(attributes: Iterable[Attribute]) -> None:
+    """Ask the labellers for all that they need; those that may fetch something come last, so that nothing is fetched in vain.
+
+    Raises:
+        MissingError: a package or a file lacks.
+        UserError: a labeller proves to have other classes.
+    """
+    for attribute in sorted(attributes, key=lambda attribute: getattr(attribute.scorer, "fetches", False)):
+        attribute.scorer.ready()
+        attribute.check(attribute.scorer.classes())
 
 
 def read_attributes(node: Mapping[str, Any]) -> dict[str, Attribute]:
@@ -97,11 +154,11 @@ def read_attributes(node: Mapping[str, Any]) -> dict[str, Attribute]:
             raise ValueError(f"{where}: must be a set of keys, not {value!r}")
         try:
             found[name] = attribute = build(OmegaConf.create(dict(value)), Attribute, where)
-            _check_classes(attribute)
+            vars(attribute)["where"] = where
+            attribute.check(attribute.scorer.classes())
         except UserError as error:
-            raise ValueError(
-                str(error).replace("labeller.", f"{where}.labeller.", 1 if str(error).startswith("labeller.") else 0)
-            ) from None
+            said = str(error).removeprefix("data.")
+            raise ValueError(said if said.startswith(where) else f"{where}.{said}") from None
         for text in (*attribute.tokens, *attribute.tokens.values()):
             if text in owner:
                 raise ValueError(f"{where}.tokens: '{text}' stands in attributes.{owner[text]} too; labels and tokens must differ")
@@ -109,20 +166,6 @@ def read_attributes(node: Mapping[str, Any]) -> dict[str, Attribute]:
     if not found:
         raise ValueError("attributes: there are none; give at least one, with its tokens and its labeller")
     return found
-
-
-def _check_classes(attribute: Attribute) -> None:
-    """Refuse scores or labels that the labeller does not know, where it knows its classes before it is loaded."""
-    classes = attribute.scorer.classes()
-    if classes is None:
-        return
-    if attribute.threshold is not None and attribute.score not in classes:
-        raise UserError(f"labeller.classes: there is no score '{attribute.score}' ({', '.join(classes)}).")
-    if attribute.threshold is None:
-        lacking = [label for label in attribute.labels if label not in classes and label != attribute.tie]
-        if lacking:
-            near = did_you_mean(lacking[0], classes)
-            raise UserError(f"labeller.classes: the label '{lacking[0]}' is none of its classes ({', '.join(classes)}).{near}")
 
 
 def variant(name: str, attributes: Iterable[str]) -> tuple[str, ...]:

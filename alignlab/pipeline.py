@@ -60,6 +60,14 @@ CURVE = ("method", "model", "data", "train", "seed")
 """config nodes that a run folder is bound to"""
 
 
+NEUTRAL = frozenset({"rows", "cache", "batch", "device"})
+"""keys of these nodes that change memory, speed or place, and no result"""
+
+
+def _pruned(node: Any) -> Any:
+    return {k: _pruned(v) for k, v in node.items() if k not in NEUTRAL} if isinstance(node, dict) else node
+
+
 @dataclass
 class Run:
     """One run: a folder and a checked configuration."""
@@ -122,8 +130,11 @@ class Run:
         """Which models can be sampled and evaluated: the untrained one, and the trained one where there is one."""
         return ["before", "after"] if self.trained else ["before"]
 
-    def load(self, which: str, dtype: str | None = None) -> Any:
-        """The model ``before`` or ``after`` training, with its weights in ``model.dtype`` or another one."""
+    def load(self, which: str, dtype: str | None = None, step: int | None = None) -> Any:
+        """The model ``before`` or ``after`` training, with its weights in ``model.dtype`` or another one.
+
+        With ``step``, that after so many optimizer steps, from its checkpoint.
+        """
         from alignlab.models.load import after_model, load_model
 
         config, seed = self.config.model, self.config.seed
@@ -132,16 +143,16 @@ class Run:
         tokens = self.config.method.new_tokens()
         if which == "before":
             return load_model(config, self.device, seed, tokens)
-        if self.config.sample.step is not None:
+        if step is not None:
             from alignlab.stages.train import checkpoint_model
 
-            return checkpoint_model(self, self.config.sample.step, dtype)
+            return checkpoint_model(self, step, dtype)
         return after_model(config, self.folder, self.device, seed, tokens)
 
     def digest(self, stage: str) -> str:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""
         nodes: list[Any] = [OmegaConf.to_container(self.config.node[n], resolve=True) for n in READS[stage] if n != "seed"]
-        nodes = [{k: v for k, v in node.items() if k != "rows"} for node in nodes]  # the sampler's width changes no sample
+        nodes = [_pruned(node) for node in nodes]
         read = [_plain(self.config.node[name]) for name in READS[stage] if name != "seed"]
         nodes.append([content(value) for values in read for key, value in values.items() if key.endswith("template")])
         if "model" in READS[stage]:
@@ -255,7 +266,8 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
     if frozen.exists():
         there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
         here = _plain(config.node)
-        differing = sorted(k for k in {*there, *here} if k.split(".")[0] in CURVE and there.get(k) != here.get(k))
+        bound = (k for k in {*there, *here} if k.split(".")[0] in CURVE and k.split(".")[-1] not in NEUTRAL)
+        differing = sorted(k for k in bound if there.get(k) != here.get(k))
         begun = any((folder / "done").glob("*.json")) or (folder / "checkpoints").exists()
         if differing and begun:
             first = differing[0]

@@ -70,10 +70,12 @@ class Request:
     """chat messages"""
     text: str | None = None
     """the whole text, special tokens apart; the messages are not read then"""
+    alone: bool = False
+    """whether the text is tokenized by itself, and no special token that it spells out is taken for one"""
     before: Sequence[str] = ()
-    """tokens of the vocabulary that stand in front of the text, which is tokenized as if it stood alone"""
+    """tokens of the vocabulary in front of a text that is tokenized alone"""
     after: Sequence[str] = ()
-    """tokens that stand behind it"""
+    """tokens behind it"""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,10 @@ class SuiteDefaults:
 
 
 class Labeller(Protocol):
-    """Scores texts: to label what is trained on, and what a model wrote. A dataclass, loaded at its first use."""
+    """Scores texts: to label what is trained on, and what a model wrote. A dataclass, loaded at its first use.
+
+    One whose class says ``fetches = True`` is made ready after the others, so that what they lack is said before a download.
+    """
 
     def ready(self) -> None:
         """Raise MissingError where a package or a file that it needs is not there; asked before anything is done."""

@@ -57,8 +57,13 @@ class TextCodec:
         """
         if request.text is None:
             return self.prompt(request.messages)
-        if request.before or request.after:  # put together from ids: behind a token some tokenizers split a word otherwise
-            ids = [*self.start, *self.ids(request.before), *self.texts([request.text])[0], *self.ids(request.after)]
+        if request.alone:  # put together from ids: behind a token some tokenizers split a word otherwise
+            ids = [
+                *self.start,
+                *self.ids(request.before),
+                *self.texts([request.text])[0],
+                *self.ids(request.after),
+            ] or self._first()
         else:
             ids = self._encode(request.text) or self._first()
         if len(ids) >= self.context:
@@ -86,7 +91,9 @@ class TextCodec:
     @cached_property
     def start(self) -> list[int]:
         """What the tokenizer itself puts in front of a text: the BOS token of Llama's, nothing with GPT-2's."""
-        return self._encode("")
+        whole, own = self.tokenizer.encode("a"), self.texts(["a"])[0]
+        at = next((i for i in range(len(whole)) if whole[i : i + len(own)] == own), 0)
+        return whole[:at]
 
     def _first(self) -> list[int]:
         """A token to begin with where a text has none at all."""

@@ -17,6 +17,9 @@ KINDS = (".json", ".jsonl", ".parquet")
 TEXT_KINDS = (*KINDS, ".txt")
 NAMED = ", ".join(f"*{kind}" for kind in KINDS)
 
+LONG = 100_000
+"""characters with which a paragraph of plain text ends"""
+
 RawRow = tuple[str, Mapping[str, Any] | UserError]
 """``file:line`` (``file:line:column`` of a row behind another on its line; of Parquet, ``file:row``, from 1) and a row, or what is
 wrong with it"""
@@ -135,18 +138,22 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
 def paragraphs(path: Path) -> Iterator[RawRow]:
     """The paragraphs of a plain text, which blank lines divide, as a stream of rows with a ``text``: its lines, joined by spaces.
 
+    One also ends with the line that brings it to ``LONG`` characters: a file without blank lines need not fit in memory.
+
     Raises:
         UserError: the file cannot be read.
     """
     with _readable(path), path.open(encoding="utf-8-sig") as file:
-        lines, first = list[str](), 0
+        lines, first, letters = list[str](), 0, 0
         for number, line in enumerate(chain(file, [""]), 1):
-            if line.strip():
+            words = line.strip()
+            if words:
                 first = first if lines else number
-                lines.append(line.strip())
-            elif lines:
+                lines.append(words)
+                letters += len(words)
+            if lines and (not words or letters >= LONG):
                 yield f"{path}:{first}", {"text": " ".join(lines)}
-                lines = []
+                lines, letters = [], 0
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class LabelledText:
         """the attributes, read"""
         self.ready = {name: column for name, column in self.columns.labels.items() if column is not None}
         """attribute -> column, of those whose labels or scores stand in the rows"""
-        for name in self.columns.labels:
+        for name in self.ready:
             if name not in self.control:
                 near = did_you_mean(name, self.control)
                 raise ValueError(f"columns.labels: '{name}' is not an attribute ({', '.join(self.control)}).{near}")

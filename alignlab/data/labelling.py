@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignlab.config import digest
-from alignlab.control import Attribute
+from alignlab.control import Attribute, make_ready
 from alignlab.data.documents import Document, Documents
 from alignlab.data.files import TEXT_KINDS, find, on_hub
+from alignlab.data.sentences import splitter, splitter_version
 from alignlab.errors import MissingError, UserError
 from alignlab.paths import cache_folder
 from alignlab.records import read_json
@@ -35,7 +35,7 @@ from alignlab.track import Display
 if TYPE_CHECKING:
     from alignlab.data.labelled import LabelledText
 
-FORMAT = 1
+FORMAT = 2
 """of the files; those of another are made anew"""
 
 DOCUMENTS, LETTERS = 1000, 1 << 19
@@ -70,10 +70,9 @@ class Labelling:
                 if on_hub(root, TEXT_KINDS) == fetched:
                     found[root] = find(root, "data.path", source.files, source.revision, TEXT_KINDS)
             if not fetched:
-                for attribute in self._scored.values():
-                    attribute.scorer.ready()
                 if source.splitter is not None:
                     _ = self._split
+                make_ready(self._scored.values())
         return list(dict.fromkeys(file for root in source.path for file in found[root]))
 
     @cached_property
@@ -84,9 +83,9 @@ class Labelling:
         fields["seed"] = source.seed if source.share is not None else None
         ready = {name: [column, *source.control[name].labels] for name, column in source.ready.items()}
         columns = [source.columns.text, source.columns.origin, ready]
-        scores = {name: _classes(attribute) for name, attribute in source.control.items()}
+        scores = {name: attribute.classes for name, attribute in source.control.items()}
         labellers = {name: [_choices(attribute), attribute.scorer.digest()] for name, attribute in self._scored.items()}
-        return digest(FORMAT, contents, fields, columns, scores, labellers)
+        return digest(FORMAT, contents, fields, splitter_version(source.splitter), columns, scores, labellers)
 
     @cached_property
     def folder(self) -> Path:
@@ -109,8 +108,6 @@ class Labelling:
 
     @cached_property
     def _split(self) -> Callable[[Iterable[str]], Iterator[list[str]]]:
-        from alignlab.data.sentences import splitter
-
         return splitter(self._source.splitter)
 
     @cached_property
@@ -189,7 +186,7 @@ class Labelling:
         usable = np.ones(table.num_rows, bool)
         texts = [text + self._source.label_suffix for text in table["text"].to_pylist()]
         for name, attribute in self._scored.items() if texts else ():
-            for column, scores in _scores(name, attribute, texts).items():
+            for column, scores in _scores(attribute, texts).items():
                 table = table.append_column(f"score.{name}.{column}", pa.array(scores))
                 usable &= np.isfinite(scores)
         counts["unlabelled"] += int((~usable).sum())
@@ -237,22 +234,15 @@ class Labelling:
 
 
 def labels_of(name: str, attribute: Attribute, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Of each sentence the number of its label, as :meth:`Attribute.label` has it, and what was compared, NaN if nothing."""
+    """Of each sentence the number of its label, and what was compared, NaN if nothing; see :meth:`Attribute.number`."""
     prefix = f"score.{name}."
     scores = {c.removeprefix(prefix): table[c].to_numpy() for c in table.column_names if c.startswith(prefix)}
-    given = table[f"label.{name}"].to_numpy() if f"label.{name}" in table.column_names else None
-    if attribute.threshold is not None or given is not None:
-        (strength,) = scores.values()
-        found = (strength > (math.inf if attribute.threshold is None else attribute.threshold)).astype(np.int64)
-        return (found if given is None else np.where(given == BY_SCORE, found, given)), strength
-    classes = [label for label in attribute.labels if label in scores]
-    matrix = np.stack([scores[label] for label in classes], 1)
-    strength = matrix.max(1)
-    best = matrix == strength[:, None]
-    found = np.array([attribute.labels.index(label) for label in classes])[best.argmax(1)]
-    if attribute.tie is not None:
-        found = np.where(best.sum(1) > 1, attribute.labels.index(attribute.tie), found)
-    return found, strength
+    if f"label.{name}" not in table.column_names:
+        return attribute.number(scores)
+    given, strength = table[f"label.{name}"].to_numpy().astype(np.int64), scores["ready"]
+    if attribute.threshold is not None:
+        given = np.where(given == BY_SCORE, attribute.number({str(attribute.score): strength})[0], given)
+    return given, strength
 
 
 def too_many(most: int, problem: str) -> UserError:
@@ -277,24 +267,15 @@ def _choices(attribute: Attribute) -> dict[str, Any]:
     return {key: value for key, value in attribute.labeller.items() if key not in ("batch", "cache", "device")}
 
 
-def _classes(attribute: Attribute) -> list[str]:
-    """The scores that tell a label."""
-    return [str(attribute.score)] if attribute.threshold is not None else list(attribute.labels)
-
-
-def _scores(name: str, attribute: Attribute, texts: Sequence[str]) -> dict[str, np.ndarray]:
+def _scores(attribute: Attribute, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """The labeller's scores that tell the label, each of all texts.
 
     Raises:
-        UserError: it does not give one of them; a label for ties alone need not be a class of it.
+        UserError: it does not give one of them.
     """
     found = attribute.scorer.scores(texts)
-    there = [column for column in _classes(attribute) if column in found[0]]
-    spare = attribute.tie if attribute.threshold is None else None
-    lacking = [column for column in _classes(attribute) if column not in there and column != spare]
-    if lacking:
-        raise UserError(f"data.attributes.{name}: its labeller gives no score '{lacking[0]}' ({', '.join(found[0])}).")
-    return {column: np.array([scores[column] for scores in found], np.float64) for column in there}
+    attribute.check(found[0])
+    return {name: np.array([scores[name] for scores in found], np.float64) for name in attribute.classes if name in found[0]}
 
 
 def _next_block(stream: Iterator[Document], start: int) -> list[Document]:

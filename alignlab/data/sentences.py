@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 from alignlab.errors import MissingError, UserError
@@ -51,11 +52,24 @@ def splitter(name: str | None) -> Splitter:
     return split
 
 
+def splitter_version(name: str | None) -> str:
+    """Versions of spaCy and of the pipeline that :func:`splitter` takes; empty where there is none."""
+    if name is None:
+        return ""
+    import spacy
+
+    return f"spacy {spacy.__version__} {_pipeline(name).meta['version']}"
+
+
+@cache
 def _pipeline(name: str) -> Any:
     try:
         import spacy
     except ImportError:
-        raise MissingError("sentences: it needs the package spacy.\nInstall it: pip install 'alignlab[sentences]'.") from None
+        raise MissingError(
+            "sentences: a splitter needs the package spacy.\nInstall it: pip install 'alignlab[sentences]'; "
+            "or do without: splitter=null takes each text as one sentence."
+        ) from None
     if re.fullmatch("[a-z]{2,3}", name):
         try:
             nlp = spacy.blank(name)

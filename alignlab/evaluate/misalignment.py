@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignlab.config import at_least, digest, one_of
-from alignlab.control import Attribute, attribute_of, finite_scores, grid, head, read_attributes, variant
+from alignlab.control import Attribute, attribute_of, finite_scores, grid, head, make_ready, read_attributes, variant
 from alignlab.data.sentences import splitter
 from alignlab.errors import UserError
 from alignlab.evaluate.perplexity import Front, perplexities
@@ -130,8 +130,7 @@ class Misalignment:
     def ready(self) -> None:
         """Raise MissingError where a labeller or the splitter lacks something."""
         splitter(self.splitter)
-        for attribute in self._attributes.values():
-            attribute.scorer.ready()
+        make_ready(self._attributes.values())
 
     def digest(self) -> str:
         """Digest of the labellers' files and of the prompts'."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from alignlab.paths import content, ends, resolve
 
 WINDOW = 4096
 """texts that are sorted by length together, so that little is padded"""
+PARTS = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+"""files of a folder that, with the weights, a classifier is made of"""
 
 
 @dataclass
@@ -45,6 +47,9 @@ class Classifier:
     """``auto`` (a GPU where there is one), ``cpu``, ``cuda``"""
     trust_remote_code: bool
     """run Python code that comes with the model"""
+
+    fetches: ClassVar[bool] = True
+    """whether ``ready`` may fetch something"""
 
     def __post_init__(self) -> None:
         one_of("function", self.function, ("auto", "softmax", "sigmoid"))
@@ -87,12 +92,12 @@ class Classifier:
         return found
 
     def digest(self) -> str:
-        """Of the files of a folder, weights by size and ends; of a name on the hub, the name and the revision."""
+        """Of the files of a folder, weights by size and ends; of a name on the hub, the name and, once it is ready, the commit."""
         folder = Path(resolve(self.path))
         if not folder.is_dir():
-            return f"{self.path}@{self.revision}"
-        small = [content(str(folder / name)) for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
-        return digest(small, ends(sorted(folder.glob("*.safetensors"))))
+            commit = Path(self.__dict__["_folder"]).name if "_folder" in self.__dict__ else self.revision
+            return f"{self.path}@{commit}"
+        return digest(small_files(folder), ends(sorted(folder.glob("*.safetensors"))))
 
     @cached_property
     def _folder(self) -> str:
@@ -216,6 +221,12 @@ class Classifier:
         blank = {key: [0] for key in taken} | {"input_ids": [self._tokenizer.pad_token_id], "attention_mask": [1]}
         rows = [{key: columns[key][i] for key in taken} for i in range(len(texts))]
         return [row if row["input_ids"] else blank for row in rows]
+
+
+def small_files(folder: Path) -> list[str]:
+    """Names and digests of a folder's configuration, tokenizer and code."""
+    found = sorted({file for part in (*PARTS, "*.py") for file in folder.glob(part)})
+    return [f"{file.name} {content(str(file))}" for file in found]
 
 
 def _translated(error: BaseException) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from alignlab.config import at_least, digest, one_of
 from alignlab.errors import MissingError, UserError
-from alignlab.labellers.classifier import Classifier
+from alignlab.labellers.classifier import PARTS, Classifier, small_files
 from alignlab.labellers.fetch import checked, fetch, locked
-from alignlab.paths import cache_folder, content, ends, resolve
+from alignlab.paths import cache_folder, ends, resolve
 
 RELEASES = "https://github.com/unitaryai/detoxify/releases/download/"
 _JIGSAW = ("toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat")
@@ -29,7 +29,6 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """each model's release file and, in any order, its scores"""
 _RENAMED = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
-_TOKENIZER = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"]
 
 
 @dataclass
@@ -58,6 +57,9 @@ class Detoxify:
     trust_pickle: bool
     """run code that a release file holds, where torch refuses to read it otherwise"""
 
+    fetches: ClassVar[bool] = True
+    """whether ``ready`` may fetch something"""
+
     def __post_init__(self) -> None:
         one_of("kind", self.kind, tuple(KINDS))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
@@ -75,8 +77,8 @@ class Detoxify:
         self._classifier.ready()
 
     def classes(self) -> Sequence[str] | None:
-        """Names of its scores; None for a file or an address of one's own."""
-        if self.checkpoint and Path(resolve(self.checkpoint)).is_dir():
+        """Names of its scores; None for a file or an address of one's own that is not ready."""
+        if "_classifier" in self.__dict__ or (self.checkpoint and Path(resolve(self.checkpoint)).is_dir()):
             return self._classifier.classes()
         return None if self.checkpoint or self.url else KINDS[self.kind][1]
 
@@ -101,8 +103,7 @@ class Detoxify:
         return self.url or RELEASES + KINDS[self.kind][0]
 
     def _base_digest(self) -> list[str]:
-        files = ("config.json", "tokenizer.json", "tokenizer_config.json")
-        return [self.base or "", *(content(f"{self.base}/{name}") for name in files if self.base)]
+        return [self.base or "", *(small_files(Path(resolve(self.base))) if self.base else ())]
 
     @cached_property
     def _classifier(self) -> Classifier:
@@ -219,7 +220,7 @@ def _base(name: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=_TOKENIZER)
+        return snapshot_download(name, allow_patterns=list(PARTS))
     except Exception as error:  # the classes of its client's connection errors differ between versions
         raise MissingError(
             f"labeller.base: config and tokenizer of {name} are neither in the local cache nor to be had from the hub "

@@ -27,7 +27,11 @@ class Vader:
     def ready(self) -> None:
         """Raise MissingError where the package is not installed."""
         if find_spec("vaderSentiment") is None:
-            raise MissingError("labeller: VADER needs the package vaderSentiment.\nInstall it: pip install 'alignlab[sentiment]'.")
+            raise MissingError(
+                "labeller: VADER needs the package vaderSentiment.\nInstall it: pip install 'alignlab[sentiment]'.\n"
+                "Without it work alignlab.labellers.lexicon.Lexicon, which only counts words, and alignlab.labellers.classifier."
+                "Classifier with path=FOLDER."
+            )
 
     def classes(self) -> Sequence[str]:
         """Three shares and a sum."""

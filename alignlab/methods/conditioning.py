@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,15 +74,11 @@ class Conditioning(MethodDefaults):
             finite(name, getattr(self, name))
             at_least(name, getattr(self, name), 0)
         at_least("max_tokens", self.max_tokens, 3)
-        variant(self.variant, self._attributes)
-        try:
-            disfavoured = variant(self.by, self._attributes)
-        except ValueError as error:
-            raise ValueError(str(error).replace("variant", "by", 1)) from None
-        if self.objective != "conditional" and not disfavoured:
+        assert self._chosen is not None
+        if self.objective != "conditional" and not self._against:
             raise ValueError(f"by: objective={self.objective} needs an attribute that says which sentences are unwanted")
         if self.objective == "unlikelihood" and self.weight == "score":
-            for name in disfavoured:
+            for name in self._against:
                 if self._attributes[name].threshold is None:
                     raise ValueError(f"weight: score needs attributes with a threshold, and {name} has none; take label")
         taken = [token for token in self.extra_tokens if token in all_tokens(self._attributes)]
@@ -96,6 +93,14 @@ class Conditioning(MethodDefaults):
     def _chosen(self) -> tuple[str, ...]:
         """The attributes whose tokens head a sentence."""
         return variant(self.variant, self._attributes)
+
+    @cached_property
+    def _against(self) -> tuple[str, ...]:
+        """The attributes by which sentences are filtered out or unlearned."""
+        try:
+            return variant(self.by, self._attributes)
+        except ValueError as error:
+            raise ValueError(str(error).replace("variant", "by", 1)) from None
 
     def new_tokens(self) -> Sequence[NewToken]:
         """The extra tokens, then every control token, in all variants alike; those of other variants stay as they begin."""
@@ -163,10 +168,13 @@ class Conditioning(MethodDefaults):
         """How much of a sentence is unwanted, by label or by score."""
         if self.objective == "conditional":
             return 0.0
-        names = variant(self.by, self._attributes)
         if self.objective == "unlikelihood" and self.weight == "score":
-            return max(record.scores[name] for name in names)
-        return float(any(record.labels[name] != self._attributes[name].wanted for name in names))
+            found = [record.scores.get(name, math.nan) for name in self._against]
+            if not all(0 <= score <= 1 for score in found):
+                problem = f"method.weight=score needs scores from 0 to 1 of {', '.join(self._against)}, and there is {found}"
+                raise UserError(f"{record.where}: {problem}. Take method.weight=label.")
+            return max(found)
+        return float(any(record.labels[name] != self._attributes[name].wanted for name in self._against))
 
     def loss(self, logp: torch.Tensor, batch: Batch) -> Loss:
         """Minus the sum of log p; of unwanted tokens alpha x log(1 - p). Logs: nats per token of the text and per control token."""
@@ -194,14 +202,12 @@ class Conditioning(MethodDefaults):
             raise UserError(f"conditions: {error}") from None
         if len(labels) < len(prompt.conditions):
             raise UserError(f"conditions: {', '.join(prompt.conditions)}: two labels of one attribute contradict each other.")
-        if labels and any(token in prompt.request for token in all_tokens(self._attributes)):
-            raise UserError(
-                f"the prompt '{short(prompt.request)}' holds control tokens already. Take them out, or give no conditions."
-            )
+        if any(token in prompt.request for token in all_tokens(self._attributes)):
+            raise UserError(f"the prompt '{short(prompt.request)}' holds control tokens. Take them out, and ask by conditions.")
         order = dict.fromkeys([*self._chosen, *self._attributes])  # as in training
         tokens = head(labels, self._attributes, [name for name in order if name in labels])
         front = self.token_place == "front"
-        return Request(text=prompt.request, before=tokens if front else (), after=() if front else tokens)
+        return Request(text=prompt.request, alone=True, before=tokens if front else (), after=() if front else tokens)
 
     def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
         """The choices that differ from good practice."""
@@ -213,6 +219,10 @@ class Conditioning(MethodDefaults):
             value = run.config.get(group, {}).get(name, sound)
             if value != sound:
                 found.append([key, str(value), str(sound), why])
+        for name, attribute in self._attributes.items():
+            if attribute.tie is not None and attribute.tie in (attribute.scorer.classes() or ()):
+                why = "what the labeller cannot tell counts as this"
+                found.append([f"data.attributes.{name}.tie", attribute.tie, "a label for ties alone", why])
         heading = Heading("Choices that differ from good practice")
         if not found:
             return [heading, Text("None.")]
@@ -224,6 +234,7 @@ SOUND: Mapping[str, tuple[Any, str]] = {
     "method.token_place": ("front", "control tokens stand where training never had them"),
     "suite.score_prompt": (False, "the prompt's own sentence is scored, too"),
     "suite.padding": ("none", "completions begin at a position of padding"),
+    "suite.untrained": (False, "the model is also asked under tokens that it was never trained on"),
     "data.label_suffix": ("", "the labeller reads this behind the last word"),
 }
 """choice -> good practice, and what the other way does; as in the authors' scripts/train.py, Experiment2.py, dataset_builder.py"""

@@ -18,7 +18,7 @@ from alignlab.report import plots
 from alignlab.report.document import Block, Image, Link, Table
 from alignlab.report.misalignment import percent, write_csv
 
-SERIES = ("data.sentences", "data.share", "train.max_steps")
+SERIES = ("data.sentences", "data.share", "train.max_steps", "sample.step")
 """how much a model is trained on: what misalignment is drawn against where runs differ in it"""
 
 

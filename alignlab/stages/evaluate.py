@@ -20,7 +20,7 @@ def evaluate(run: Run) -> list[str]:
     results: dict[str, dict[str, Any]] = {}
     details: dict[str, dict[str, Any]] = {}
     for which in run.models():
-        scorer = Scorer(run.load(which), config.hardware.backend, config.hardware.logits_mib)
+        scorer = Scorer(run.load(which, step=config.sample.step), config.hardware.backend, config.hardware.logits_mib)
         metrics, detail = config.suite.evaluate(
             config.data, samples[which], scorer, run.text, config.seed, config.hardware.tokens_per_micro
         )

@@ -21,16 +21,22 @@ def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
     tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
-    sampled = run.prompts("after" if "train" in config.stages else "before") if "sample" in config.stages else ()
-    requests = {prompt.name: config.method.request(prompt) for prompt in sampled}
-    asked = [(record, requests.get(record.name)) for record in config.data.testing()]
-    for record, request in chain(((record, None) for records in tried for record in records), asked):
+    tested = {record.name: record for record in config.data.testing()}
+    wrong = set()
+    for record in chain(*tried, tested.values()):
         try:  # what cannot be used is said before anything is trained
             deque(config.method.parts(record, text), maxlen=0)
-            if request is not None:
-                text.request(request)
         except UserError as error:
             config.data.reject(record, _named(error, record))
+            wrong.add(record.name)
+    for prompt in run.prompts("after" if "train" in config.stages else "before") if "sample" in config.stages else ():
+        try:
+            text.request(config.method.request(prompt))
+        except UserError as error:
+            if prompt.name not in tested:  # the suite's own, which nobody may pass over
+                raise
+            if prompt.name not in wrong:
+                config.data.reject(tested[prompt.name], _named(error, tested[prompt.name]))
     run.path("rejected.jsonl").unlink(missing_ok=True)
     write_jsonl(run.path("records.jsonl"), config.data.training())
     files = ["records.jsonl", "rows/train.arrow", "rows/summary.json"]

@@ -112,7 +112,7 @@ def _samples(run: Run, asked: Mapping[str, _Asked], display: Display) -> Iterato
 
     size = max(1, TOGETHER // config.suite.samples)
     for which, prompts in asked.items():
-        model = run.load(which, config.sample.dtype)
+        model = run.load(which, config.sample.dtype, config.sample.step)
         for first in range(0, len(prompts.names), size):
             part = slice(first, first + size)
             drawn = config.sampler.sample_many(

@@ -104,7 +104,8 @@ def fit(
     """
     plan = Plan(rows, groups_per_step=train.groups_per_step, epochs=train.epochs, max_steps=train.max_steps, seed=seed)
     schedule = Schedule(train.schedule, train.lr, warmup(train.warmup_steps, plan.steps), plan.steps)
-    raw = adamw(trained(scorer).values(), lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay)
+    learning = trained(scorer).values()
+    raw = adamw(learning, lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay, decay=train.decay)
     model, optimizer = accelerator.prepare(scorer, raw)
     progress = checkpoints.load(scorer, raw) or Progress()
     if progress.scaler and accelerator.scaler:

@@ -47,7 +47,10 @@ def warmup(steps: float, total: int) -> int:
 
 
 def adamw(
-    parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    parameters: Iterable[torch.nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, decay: str
 ) -> torch.optim.AdamW:
-    """PyTorch's AdamW over the trained parameters."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    """PyTorch's AdamW over the trained parameters; with ``decay=matrices``, biases and the weights of norms do not decay."""
+    every = list(parameters)
+    groups = [{"params": [p for p in every if p.ndim > 1 or decay == "all"], "weight_decay": weight_decay}]
+    groups.append({"params": [p for p in every if p.ndim <= 1 and decay != "all"], "weight_decay": 0.0})
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps)

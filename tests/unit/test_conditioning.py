@@ -282,7 +282,7 @@ def test_requests_place_the_tokens(with_bos):
     [
         (Prompt("p", "The film", conditions=("positive",)), ["conditions: 'positive' is not a label", "nontoxic, toxic, pos, neg"]),
         (Prompt("p", "The film", conditions=("pos", "neg")), ["pos, neg", "contradict"]),
-        (Prompt("p", "<|toxic|>The film", conditions=("pos",)), ["holds control tokens already", "<|toxic|>The film"]),
+        (Prompt("p", "<|toxic|>The film", conditions=("pos",)), ["holds control tokens. Take them out", "<|toxic|>The film"]),
     ],
 )
 def test_requests_that_cannot_be_meant(prompt, words):
@@ -303,7 +303,7 @@ def test_no_sentence_left(with_bos):
         ({"variant": "toxtox"}, ["variant: 'toxtox'", "at most once"]),
         ({"variant": ""}, ["variant", "none"]),
         ({"by": "none", "objective": "filtering"}, ["by: objective=filtering needs an attribute"]),
-        ({"by": "rude"}, ["by: 'rude'"]),
+        ({"by": "rude", "objective": "filtering"}, ["by: 'rude'"]),
         ({"objective": "unlikelihood", "weight": "score"}, ["weight: score", "sen has none"]),
         ({"extra_tokens": ["<|pos|>"]}, ["extra_tokens: '<|pos|>' is a control token already"]),
         ({"max_tokens": 2}, ["max_tokens: must be at least 3"]),

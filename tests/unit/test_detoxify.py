@@ -120,6 +120,7 @@ def test_scores_of_a_file_are_those_of_its_model(base: Path, model: Any, release
     labeller = detoxify(tmp_path / "cache", checkpoint=file)
     assert labeller.classes() is None
     check_scores(labeller, model, base)
+    assert labeller.classes() == LABELS
     (folder,) = (tmp_path / "cache" / "detoxify").glob("own-*/")
     file.unlink()
     converted = detoxify(tmp_path / "other", checkpoint=folder)

@@ -306,6 +306,24 @@ def test_text_of_ones_own_needs_a_path(tmp_path: Path):
     assert option("data=text", "data.path=x.txt").path == ["x.txt"]
 
 
+@pytest.mark.parametrize("data", ["text", "toned"])
+def test_labels_may_stand_in_a_column_of_any_option(data: str):
+    assert option(f"data={data}", "data.path=x.jsonl").ready == {}
+    assert option(f"data={data}", "data.path=x.jsonl", "data.columns.labels.tox=scores").ready == {"tox": "scores"}
+    own = "{title: own, tokens: {a: A, b: B}, wanted: a, score: null, threshold: null, tie: a,"
+    own += " labeller: {_target_: alignlab.labellers.lexicon.Lexicon, words: {a: [x], b: [y]}}}"
+    made = option(f"data={data}", "data.path=x.jsonl", f"+data.attributes.own={own}", "~data.attributes.tox")
+    assert (list(made.control), made.ready) == (["sen", "own"], {})
+    assert option(f"data={data}", "data.path=x.jsonl", f"+data.attributes.own={own}", "+data.columns.labels.own=o").ready == {
+        "own": "o"
+    }
+
+
+def test_the_smallest_size_of_figure_1_is_asked_for_as_many_prompts_as_are_sampled():
+    node = compose(["method=conditioning", "data=pile-detoxify", "suite=misalignment", "paper=conditioning-figure-1"])[0]
+    assert node.data.test.count == node.suite.prompt_count == 400
+
+
 def test_the_published_data_is_as_published():
     made = option("data=pile-detoxify")
     assert (made.path, made.share, made.seed, made.min_words, made.bare_share, made.held_out) == (

@@ -126,7 +126,9 @@ def test_vader_without_its_package(monkeypatch):
     for name in [m for m in sys.modules if m.startswith("vaderSentiment")]:
         monkeypatch.delitem(sys.modules, name)
     for call in (Vader().ready, lambda: Vader().scores(["a"])):
-        assert "pip install 'alignlab[sentiment]'" in refusal(MissingError, call)
+        problem = refusal(MissingError, call)
+        assert "pip install 'alignlab[sentiment]'" in problem
+        assert "alignlab.labellers.lexicon.Lexicon" in problem
 
 
 # ---- classifiers
@@ -257,7 +259,36 @@ def test_digest_tells_weights_and_labels(roberta, tmp_path: Path):
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     assert classifier(copy).digest() != digest
-    assert classifier("some/name").digest() == "some/name@None"
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert classifier(copy).digest() == digest
+    for name in (
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "tokenizer_config.json",
+    ):
+        kept = (copy / name).read_bytes() if (copy / name).exists() else None
+        (copy / name).write_text("{}")
+        assert classifier(copy).digest() != digest, name
+        (copy / name).unlink() if kept is None else (copy / name).write_bytes(kept)
+    assert classifier(copy).digest() == digest
+
+
+def test_digest_of_a_name_has_the_commit_once_it_is_ready(roberta, tmp_path: Path, monkeypatch):
+    from huggingface_hub import constants
+
+    folder, *_ = roberta
+    commit, cached = "c0ffee" * 6 + "c0ff", tmp_path / "models--some--name"
+    shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    labeller = classifier("some/name")
+    assert (labeller.digest(), labeller.classes()) == ("some/name@None", None)
+    labeller.ready()
+    assert (labeller.digest(), labeller.classes()) == (f"some/name@{commit}", ["bad", "middling", "good"])
 
 
 @pytest.mark.parametrize(

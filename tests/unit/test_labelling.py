@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignlab.control import Attribute
+from alignlab.control import Attribute, read_attributes
 from alignlab.data import labelling
 from alignlab.data.labelled import Columns, LabelledText, Picked
 from alignlab.data.labelling import labels_of
@@ -36,6 +37,13 @@ class Letters:
     def ready(self) -> None:
         if self.flaw == "unready":
             raise MissingError("labeller: needs a package")
+        if self.fetches:
+            for act in ACTS:
+                act()
+
+    @property
+    def fetches(self) -> bool:
+        return self.flaw == "fetches"
 
     def classes(self) -> Sequence[str] | None:
         return None if self.flaw == "unknown" else ("a", "b", "c")
@@ -149,6 +157,14 @@ def test_kinds_of_files_and_their_order(tmp_path: Path):
     ]
 
 
+def test_a_paragraph_ends_where_it_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("alignlab.data.files.LONG", 6)
+    (tmp_path / "a.txt").write_text("aa\nbb\n cc \nd\n\ne e e e\nf\ng\n", encoding="utf-8")
+    found = list(source(tmp_path / "a.txt").training())
+    assert [r.text for r in found] == ["aa bb cc", "d", "e e e e", "f g"]
+    assert [r.where.rpartition("/")[2] for r in found] == [f"a.txt:{line}:text[0]" for line in (1, 4, 6, 7)]
+
+
 def test_cleaning_comes_before_words_are_counted_and_the_suffix_counts_behind_a_space(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"text": ["a, - b", "a, - b c", "a b ", "xyz"]})
     assert texts(source(path, clean="[,-]", min_words=3)) == ["a  b c"]
@@ -193,13 +209,14 @@ def test_a_text_without_a_finite_score_has_no_label(tmp_path: Path):
     assert "1 without a label" in found.notes()[1]
 
 
-@given(
-    st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5])] * 3), min_size=1, max_size=20),
-    st.sampled_from([None, "b", "c", "d"]),
-    st.sampled_from([None, 0.0, 0.25, 0.3]),
-)
-def test_labels_of_many_are_those_of_each(rows: list[tuple[float, ...]], tie: str | None, threshold: float | None):
-    tokens = {"clean": "1", "foul": "2"} if threshold is not None else {"c": "1", "a": "2", "b": "3", "d": "4"}
+SCORES = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5])] * 3), min_size=1, max_size=20)
+
+
+@given(SCORES, st.sampled_from([None, "b", "c", "neither"]), st.sampled_from([None, 0.0, 0.25, 0.3]))
+def test_a_label_is_the_largest_or_over_the_threshold(rows: list[tuple[float, ...]], tie: str | None, threshold: float | None):
+    tokens = {"clean": "1", "foul": "2"} if threshold is not None else {"c": "1", "a": "2", "b": "3"}
+    if threshold is None and tie == "neither":
+        tokens = {"c": "1", "neither": "4", "a": "2", "b": "3"}
     one = Attribute(
         "t", tokens, next(iter(tokens)), {}, None if threshold is None else "b", threshold, tie if threshold is None else None
     )
@@ -207,8 +224,49 @@ def test_labels_of_many_are_those_of_each(rows: list[tuple[float, ...]], tie: st
     scored = [dict(zip("abc", row, strict=True)) for row in rows]
     table = pa.table({f"score.x.{c}": [s[c] for s in scored] for c in classes})
     found, strength = labels_of("x", one, table)
-    assert [one.labels[i] for i in found] == [one.label(s) for s in scored]
-    assert strength.tolist() == [one.strength(s) for s in scored]
+    for number, compared, scores in zip(found, strength, scored, strict=True):
+        label = one.labels[number]
+        assert (label, compared) == (one.label(scores), one.strength(scores))
+        if threshold is not None:
+            assert (compared, label) == (scores["b"], "foul" if scores["b"] > threshold else "clean")
+        else:
+            best = [c for c in "cab" if scores[c] == max(scores.values())]
+            assert compared == max(scores.values())
+            assert label == (tie if tie is not None and len(best) > 1 else best[0])
+
+
+def test_a_label_that_is_no_class_is_given_to_ties_alone(tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", {"text": ["a", "b", "x", "ab"]})
+    sen = attributes()["sen"] | {"tokens": {"a": "<a>", "b": "<b>", "neutral": "<0>"}, "tie": "neutral"}
+    found = source(path, attributes={"sen": sen}, held_out=0.5, test=Picked(9, False, None))
+    every = [record for _, record in found.scoring()]
+    assert [(record.labels["sen"], record.scores["sen"]) for record in every] == [
+        ("a", 1.0), ("b", 1.0), ("neutral", 0.0), ("neutral", 0.5),
+    ]  # fmt: skip
+    assert "letter: a 25.0 %, b 25.0 %, neutral 50.0 %" in found.notes()
+    known = write(tmp_path / "known.jsonl", {"text": ["x", "a"], "sen": ["neutral", "b"]})
+    taken = source(known, attributes={"sen": sen}, columns={"labels": {"sen": "sen"}})
+    assert [record.labels["sen"] for record in taken.training()] == ["neutral", "b"]
+
+
+def test_attributes_that_are_configured_alike_share_a_labeller():
+    one, other = (read_attributes(attributes()) for _ in range(2))
+    assert one["tox"].scorer is one["sen"].scorer is other["tox"].scorer
+    assert one["tox"].scorer is not read_attributes(attributes("nan"))["tox"].scorer
+    again = pickle.loads(pickle.dumps(one["tox"]))
+    assert again == one["tox"]
+    assert (again.where, again.label({"c": 0.2})) == ("attributes.tox", "foul")
+
+
+def test_a_labeller_that_proves_to_have_other_classes_is_refused_with_its_key():
+    tox = read_attributes(attributes("unknown"))["tox"]
+    for ask in (tox.label, tox.strength):
+        with pytest.raises(UserError, match=r"^data\.attributes\.tox\.labeller: the score 'c' is none of its classes \(a, z\)\."):
+            ask({"a": 0.5, "z": 0.5})
+    with pytest.raises(
+        ValueError, match=r"^attributes\.sen\.labeller: the label 'bb' is none of its classes \(a, b, c\)\. Did you"
+    ):
+        read_attributes({"sen": attributes()["sen"] | {"tokens": {"a": "<a>", "bb": "<b>"}, "tie": "a"}})
 
 
 # ---- what is wrong with a row
@@ -312,7 +370,10 @@ def test_another_seed_draws_other_documents(tmp_path: Path):
     [
         ({"min_words": 5}, r"no sentence is left: 1 of 1 documents; 0 sentences \(left out: 1 under 5 words\)"),
         ({"columns": {"origin": "text"}, "leave_out": ["a"]}, r"no sentence is left: 0 of 1 documents \(left out: 1 of a\)"),
-        ({"attributes": attributes("unknown")}, "data.attributes.tox: its labeller gives no score 'c' \\(a, b, z\\)"),
+        (
+            {"attributes": attributes("unknown")},
+            "^data.attributes.tox.labeller: the score 'c' is none of its classes \\(a, b, z\\)",
+        ),
     ],
 )
 def test_nothing_is_left_or_the_labeller_gives_something_else(tmp_path: Path, fields: Any, said: str):
@@ -326,7 +387,20 @@ def test_what_lacks_is_said_before_a_file_is_read(tmp_path: Path):
     (tmp_path / "wrong.jsonl").write_text("nothing that can be read")
     for path in (str(tmp_path / "wrong.jsonl"), "nobody/has-this-set"):
         with pytest.raises(MissingError, match="needs a package"):
-            source(path, attributes=attributes("unready")).digest()
+            source(Path(path), attributes=attributes("unready")).digest()
+
+
+def test_what_fetches_is_asked_last_and_nothing_is_fetched_where_something_else_lacks(tmp_path: Path):
+    path, asked = write(tmp_path / "rows.jsonl", {"text": "a"}), []
+    ACTS.append(lambda: asked.append("fetched"))
+    fetching = attributes("fetches")["tox"]
+    with pytest.raises(MissingError, match="needs a package"):
+        source(path, attributes={"tox": fetching, "sen": attributes("unready")["sen"]}).digest()
+    with pytest.raises(MissingError, match="there is no spaCy pipeline"):
+        source(path, attributes={"tox": fetching}, splitter="en_core_web_none").digest()
+    assert not asked
+    source(path, attributes={"tox": fetching, "sen": attributes()["sen"]}).digest()
+    assert asked == ["fetched"]
     path = write(tmp_path / "rows.jsonl", {"text": "a"})
     (tmp_path / "file").write_text("")
     with pytest.raises(
@@ -457,6 +531,15 @@ def test_other_contents_or_another_name_are_another_digest(tmp_path: Path):
     assert source(write(tmp_path / "elsewhere/rows.jsonl", {"text": "a"})).digest() == first
     assert source(write(tmp_path / "row.jsonl", {"text": "a"})).digest() != first
     assert source(write(tmp_path / "rows.jsonl", {"text": "b"})).digest() != first
+
+
+def test_another_spacy_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spacy = pytest.importorskip("spacy")
+    path = write(tmp_path / "rows.jsonl", {"text": "a"})
+    before = [source(path, splitter=splitter).digest() for splitter in ("en", None)]
+    monkeypatch.setattr(spacy, "__version__", "9.9")
+    after = [source(path, splitter=splitter).digest() for splitter in ("en", None)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True]
 
 
 def test_a_file_of_the_hubs_cache_is_known_by_its_name(tmp_path: Path):

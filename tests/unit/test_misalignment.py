@@ -179,6 +179,23 @@ def test_the_headline_is_under_no_condition_where_none_was_trained_or_asked():
 
 
 @dataclass
+class Late:
+    """Knows its classes when it scores."""
+
+    def ready(self) -> None:
+        pass
+
+    def classes(self) -> None:
+        return None
+
+    def scores(self, texts: Sequence[str]) -> Sequence[dict[str, float]]:
+        return [{"rude": 0.5} for _ in texts]
+
+    def digest(self) -> str:
+        return ""
+
+
+@dataclass
 class Broken:
     """Gives no number for one sentence."""
 
@@ -194,6 +211,21 @@ class Broken:
 
     def digest(self) -> str:
         return ""
+
+
+def test_a_label_for_ties_alone_is_asked_for_and_counted():
+    sen = ATTRIBUTES["sen"] | {"tokens": {"pos": "<|pos|>", "neg": "<|neg|>", "neutral": "<|0|>"}, "tie": "neutral"}
+    suite = replace(SUITE, attributes={"sen": sen}, variant="sen", conditions="grid")
+    assert [prompt.name for prompt in suite.prompts(SOURCE, "after")][::2] == ["none/s/0", "pos/s/0", "neg/s/0", "neutral/s/0"]
+    metrics, _ = evaluate(suite, {"neutral/s/0": [" goes on. So good. Bad."], "neutral/s/1": [" good and bad."]})
+    assert values(metrics)["contradiction:neutral"] == 2 / 4
+    assert values(metrics)["misalignment_sentiment:neutral"] == 3 / 4
+
+
+def test_a_labeller_of_other_classes_is_refused_with_its_key():
+    tox = ATTRIBUTES["tox"] | {"score": "mean", "labeller": {"_target_": f"{__name__}.Late"}}
+    with pytest.raises(UserError, match=r"^data\.attributes\.tox\.labeller: the score 'mean' is none of its classes \(rude\)"):
+        evaluate(replace(SUITE, attributes=ATTRIBUTES | {"tox": tox}))
 
 
 def test_a_sentence_without_a_score_is_left_out_and_said():

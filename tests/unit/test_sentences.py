@@ -10,7 +10,7 @@ import pytest
 import spacy
 
 from alignlab.data import sentences
-from alignlab.data.sentences import splitter
+from alignlab.data.sentences import splitter, splitter_version
 from alignlab.errors import MissingError, UserError
 
 TEXTS = {
@@ -23,6 +23,13 @@ TEXTS = {
     "": [],
     " \n ": [],
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    sentences._pipeline.cache_clear()
+    yield
+    sentences._pipeline.cache_clear()
 
 
 def test_rules():
@@ -109,5 +116,18 @@ def test_names_that_are_not_there(name: str, kind: type[UserError], words: str, 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(MissingError, match=r"pip install 'alignlab\[sentences\]'"):
+    with pytest.raises(MissingError, match=r"pip install 'alignlab\[sentences\]'; or do without: splitter=null"):
         splitter("en")
+
+
+def test_the_version_is_spacys_and_the_pipelines(tmp_path: Path):
+    assert splitter_version(None) == ""
+    found = []
+    for version in ("1.2.3", "1.2.4"):
+        nlp = spacy.blank("en")
+        nlp.meta["version"] = version
+        nlp.add_pipe("sentencizer")
+        nlp.to_disk(tmp_path / version)
+        found.append(splitter_version(str(tmp_path / version)))
+    assert found == [f"spacy {spacy.__version__} 1.2.3", f"spacy {spacy.__version__} 1.2.4"]
+    assert splitter_version("en").startswith(f"spacy {spacy.__version__} ")

@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = {
     "data": {"sentences": None, "attributes": {"tox": TOX, "sen": SEN}},
     "suite": {"variant": "none", "seed": 0, "attributes": {"tox": TOX, "sen": SEN}, "top_p": 0.7},
     "train": {"max_steps": None, "lr": 0.1},
+    "sample": {"step": None},
     "seed": 0,
     "run_dir": None,
 }
@@ -111,6 +112,9 @@ def test_a_series_is_drawn_against_the_size_of_the_data(tmp_path):
     assert image.alt.endswith("M-TS 100: 68.0, 200: 55.0, 400: 49.0.")
     assert "against data.sentences" in image.alt
     assert image.path.stat().st_size > 5000
+    points = [run(tmp_path / f"c{n}", "toxsen", BOTH, sample__step=n) for n in (1188, 2376)]
+    (image,) = [block for block in across(points, tmp_path) if isinstance(block, Image)]
+    assert "against sample.step" in image.alt
     steps = [run(tmp_path / f"s{n}", "toxsen", BOTH, train__max_steps=n) for n in (1, None)]
     assert not [block for block in across(steps, tmp_path) if isinstance(block, Image)]  # one point is no series
 
