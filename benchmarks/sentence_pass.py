@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,9 @@ def main() -> None:
     texts = sentences(args.sentences * args.steps)
     real = sum(map(len, texts)) / args.steps
     sides: dict[str, Callable[..., list[float]]] = {"alignlab": alignlab_steps, "trainer": trainer_steps, "trl": trl_steps}
+    if find_spec("trl") is None and "trl" not in args.without:
+        print("trl is not installed (pip install 'alignlab[bench]'): it is left out\n")
+        args.without.append("trl")
     sides = {name: side for name, side in sides.items() if name not in args.without}
     best = dict.fromkeys(sides, float("inf"))
     for _ in range(args.rounds):

@@ -17,7 +17,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _offline() -> None:
+def _offline(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["ALIGNLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 

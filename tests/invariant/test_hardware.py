@@ -63,7 +63,23 @@ def test_a_pair_of_contexts_is_never_parted(cli, tmp_path):
         assert [row.get(name) for row in one] == pytest.approx([row.get(name) for row in two], abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [["data=fruits"], ["method=cut", *JUDGED], ["method=dpo", *JUDGED]], ids=lambda m: m[0])
+LABELLED = ["method=conditioning", "data.sentences=40", "data.test.balanced=false", "train.groups_per_step=5"]
+ROWS_ALONE = [*LABELLED, "train.lora={rank: 4, alpha: 8, dropout: 0.0, targets: all-linear}"]
+
+
+@pytest.mark.parametrize("method", [LABELLED, ROWS_ALONE], ids=["whole model", "LoRA and new rows"])
+def test_control_tokens_learn_the_same_on_two_processes(method, cli, tmp_path):
+    common = [*QUICK, *method, "train.max_steps=6"]
+    cache = str(tmp_path / "cache")
+    runs = [cli(*common, f"hardware={hardware}", f"run_dir={hardware}", ALIGNLAB_CACHE=cache) for hardware in ("cpu", "cpu2")]
+    assert [run.returncode for run in runs] == [0, 0], runs[1].stderr
+    _close(_losses(tmp_path / "cpu"), _losses(tmp_path / "cpu2"), 1e-5)
+
+
+METHODS = {"diffuse": ["data=fruits"], "cut": ["method=cut", *JUDGED], "dpo": ["method=dpo", *JUDGED], "conditioning": LABELLED}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_size_of_a_micro_batch_does_not_change_the_curve(method, tmp_path):
     runs = []
     for capacity, backend in ((8192, "auto"), (60, "auto"), (40, "masked"), (8192, "padded")):
