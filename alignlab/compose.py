@@ -151,7 +151,8 @@ _NOT_IN_NAME = re.compile(
 def run_name(choices: Mapping[str, str], overrides: Sequence[str], seed: Any) -> str:
     """Name of a run: its options, the overrides that change its results, its seed. The same command has the same name."""
     parts = [choices[group] for group in ("method", "data", "model") if group in choices]
-    parts += sorted(o for o in overrides if not _NOT_IN_NAME.match(o.split("=", 1)[0]))
+    telling = (o for o in overrides if not _NOT_IN_NAME.match(o.split("=", 1)[0]))
+    parts += sorted(telling, key=lambda override: (len(override) > 40, override))  # long ones last: the end is cut off
     name = "-".join(re.sub(r"[^A-Za-z0-9._=,+-]+", "_", part) for part in parts)
     if len(name) > 120:
         name = name[:110] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -148,8 +148,10 @@ def read_attributes(node: Mapping[str, Any]) -> dict[str, Attribute]:
     owner: dict[str, str] = {}
     for name, value in node.items():
         where = f"attributes.{name}"
-        if not name.isidentifier() or name == "none":
-            raise ValueError(f"{where}: the name of an attribute must be a word, and not 'none'")
+        if not name.isidentifier() or name in ("none", "all"):
+            raise ValueError(f"{where}: the name of an attribute must be a word, and not 'none' or 'all'")
+        if value is None:  # taken away by a configuration that stands on another
+            continue
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: must be a set of keys, not {value!r}")
         try:
@@ -169,7 +171,7 @@ def read_attributes(node: Mapping[str, Any]) -> dict[str, Attribute]:
 
 
 def variant(name: str, attributes: Iterable[str]) -> tuple[str, ...]:
-    """The attributes of a variant, in its order: ``none``, or names one after the other, with or without ``+`` between.
+    """The attributes of a variant, in its order: ``none``, ``all``, or names one after the other, with or without ``+`` between.
 
     ``toxsen`` and ``tox+sen`` are the attributes tox and sen.
 
@@ -177,15 +179,15 @@ def variant(name: str, attributes: Iterable[str]) -> tuple[str, ...]:
         ValueError: the name is made of something else, or names one twice; it begins with ``variant``.
     """
     known = list(attributes)
-    if name == "none":
-        return ()
+    if name in ("none", "all"):
+        return () if name == "none" else tuple(known)
     rest, found = name, list[str]()
     while rest:
         rest = rest.removeprefix("+")
         match = next((known_name for known_name in sorted(known, key=len, reverse=True) if rest.startswith(known_name)), None)
         if match is None or match in found:
             raise ValueError(
-                f"variant: '{name}' must be none, or made of {', '.join(known)}, each at most once: {''.join(known)}, say."
+                f"variant: '{name}' must be none, all, or made of {', '.join(known)}, each at most once: {''.join(known)}, say."
                 f"{did_you_mean(name, [*known, ''.join(known)])}"
             )
         found.append(match)

@@ -210,7 +210,7 @@ class LabelledText:
         survey = self._survey
         if not any(counts["sentences"] for _, counts in self._labelling.blocks):
             why = next((f"\nThe first wrong row: {reason}" for reason in survey["rejected"].values()), "")
-            raise UserError(f"data.path: no sentence is left: {'; '.join(self._counted())}.{why}")
+            raise UserError(f"data.path: no sentence is left: {'; '.join(self._counted())}. Lower data.min_words, say.{why}")
         return Splits(self, self._labelling)
 
     def _counted(self) -> list[str]:
@@ -234,7 +234,7 @@ class LabelledText:
         if self.sentences is not None and plan.trained < self.sentences:
             yield f"data.sentences is {self.sentences}, and only {plan.trained} can be trained on"
         if not test.balanced and len(self._splits.tested) < test.count:
-            yield f"data.test.count is {test.count}, and only {len(self._splits.tested)} can be evaluated"
+            yield f"data.test.count is {test.count}, and only {len(self._splits.tested)} can be evaluated; raise data.held_out"
         for name, attribute in self.control.items():
             counts, (low, high) = plan.labels[name], plan.ranges[name]
             if counts.max() == counts.sum():

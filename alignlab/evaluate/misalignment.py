@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from alignlab.config import at_least, digest, one_of
 from alignlab.control import Attribute, attribute_of, finite_scores, grid, head, make_ready, read_attributes, variant
 from alignlab.data.sentences import splitter
-from alignlab.errors import UserError
+from alignlab.errors import UserError, did_you_mean
 from alignlab.evaluate.perplexity import Front, perplexities
 from alignlab.evaluate.prompts import read_prompts
 from alignlab.evaluate.statistics import Ratios
@@ -79,7 +79,9 @@ class Misalignment:
         assert self._trained is not None
         assert self._asked is not None
         if self.prompt_source not in ("validation", NONE) and not Path(resolve(self.prompt_source)).is_file():
-            raise ValueError(f"prompt_source: must be validation, none or the path of a file, not '{self.prompt_source}'")
+            path = Path(resolve(self.prompt_source))
+            near = did_you_mean(path.name, [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else [])
+            raise ValueError(f"prompt_source: must be validation, none or the path of a file, and there is no file {path}.{near}")
         for name in ("prompt_count", "prompt_words", "samples", "bootstrap"):
             at_least(name, getattr(self, name), 1)
         one_of("padding", self.padding, ("none", "right"))

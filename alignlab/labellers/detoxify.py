@@ -121,8 +121,9 @@ class Detoxify:
         file = given or fetch(
             self._address,
             cache,
-            f"Fetch it on a machine with a network, then give it as labeller.checkpoint=FILE or put it there: {place}\n"
-            "Without any file works alignlab.labellers.lexicon.Lexicon, which only counts words; VADER knows no toxicity.",
+            "Fetch it on a machine with a network, then give it as data.attributes.NAME.labeller.checkpoint=FILE "
+            f"or put it there: {place}\n"
+            "Without any file: data=text-sentiment (VADER alone), or alignlab.labellers.lexicon.Lexicon, which only counts words.",
         )
         folder = cache / f"{file.stem}-{digest(checked(file), self._base_digest())}"
         if not folder.is_dir():

@@ -36,8 +36,10 @@ class Model:
 
     @property
     def variant(self) -> str:
-        """As the report of UCL COMP0087 names it: M-B, or M- and a letter for each attribute."""
-        return f"M-{''.join(name[0] for name in self.chosen).upper() or 'B'}"
+        """As the report of UCL COMP0087 names it, M-B or M- and a letter for each attribute; others by their names."""
+        published = {"tox": "T", "sen": "S"}
+        letters = [published.get(name, f"+{name}") for name in self.chosen]
+        return f"M-{''.join(letters).removeprefix('+') or 'B'}"
 
     @property
     def name(self) -> str:

@@ -76,7 +76,7 @@ class Report:
         asked = self.environment["overrides"]
         facts.append(("Set on the command line", " ".join(asked) if asked else "nothing: all values are those of the options"))
         blocks: list[Block] = [Heading("What was asked, and what came out"), Text(self._headline(), lead=True), Facts(facts)]
-        if self.prompts:
+        if self.prompts and self.prompts[0].request:
             blocks += [Text("One of the prompts:"), Code(cut(self.prompts[0].request, LONGEST_REQUEST))]
         meaning = inspect.getdoc(type(config.suite)) or ""
         blocks.append(self.summary)

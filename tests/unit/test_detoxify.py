@@ -375,7 +375,7 @@ def test_no_network(server: Server, tmp_path: Path, monkeypatch):
     problem = refusal(MissingError, detoxify(tmp_path).ready)
     file = KINDS["unbiased"][0]
     assert problem.startswith(f"labeller: {RELEASES}{file} cannot be fetched ([Errno 111] Connection refused).\n")
-    assert "give it as labeller.checkpoint=FILE" in problem
+    assert "give it as data.attributes.NAME.labeller.checkpoint=FILE" in problem
     assert f"put it there: {tmp_path / 'detoxify' / Path(file).name}" in problem
     assert "alignlab.labellers.lexicon.Lexicon" in problem
 
