@@ -159,8 +159,10 @@ class Talk:
             if not hasattr(method, "attributes"):
                 raise UserError(f"conditions: the method of {self.run.folder} has no control tokens; ask without conditions.")
             method.request(Prompt("chat", "", conditions=conditions))
-            attributes = read_attributes(method.attributes)
-            lacking = {attribute_of(label, attributes) for label in conditions} - set(variant(method.variant, attributes))
+            lacking = set[str]()
+            if hasattr(method, "variant"):
+                attributes = read_attributes(method.attributes)
+                lacking = {attribute_of(label, attributes) for label in conditions} - set(variant(method.variant, attributes))
             if lacking:
                 raise UserError(f"conditions: this run is of variant '{method.variant}', which has no tokens of {min(lacking)}.")
         self.conditions = conditions
@@ -201,7 +203,8 @@ class Talk:
             UserError: the request does not fit the model.
         """
         text = self.run.text
-        if self.conditions and self.which == "before" and not self.run.config.model.adapter:
+        untrained = self.which == "before" and not self.run.config.model.adapter and hasattr(self.run.config.method, "variant")
+        if self.conditions and untrained:
             raise UserError("conditions: the model before training never saw control tokens. Ask it without, or ask the one after.")
         ids = text.request(self.run.config.method.request(Prompt("chat", line, conditions=self.conditions)))
         self.lines += 1

@@ -90,8 +90,12 @@ class Guarded:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process, without the exit handlers of a tracker that hangs: they would wait for it."""
-    if Guarded.hanging:
+    """End the process, without the exit handlers of a tracker that hangs, which would wait for it.
+
+    Nor with those of a rank that a launcher started and that is done: threads of its
+    process group may still run then, and abort the process.
+    """
+    if Guarded.hanging or (status == 0 and int(os.environ.get("WORLD_SIZE") or 1) > 1):
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
