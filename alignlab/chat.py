@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignlab.config import check, one_of
-from alignlab.control import attribute_of, read_attributes, variant
 from alignlab.errors import OK, UserError, did_you_mean
 from alignlab.generate.hf import Decoding, stream
 from alignlab.launch import World
@@ -156,15 +155,16 @@ class Talk:
         """
         method, conditions = self.run.config.method, tuple(labels)
         if conditions:
-            if not hasattr(method, "attributes"):
-                raise UserError(f"conditions: the method of {self.run.folder} has no control tokens; ask without conditions.")
+            known = method.conditions()
+            if not known:
+                raise UserError(
+                    f"conditions: the method of {self.run.folder} has no control tokens that were trained; ask without."
+                )
+            lacking = next((label for label in conditions if label not in known), None)
+            if lacking is not None:
+                near = did_you_mean(lacking, known)
+                raise UserError(f"conditions: '{lacking}' is not a label of this run ({', '.join(known)}).{near}")
             method.request(Prompt("chat", "", conditions=conditions))
-            lacking = set[str]()
-            if hasattr(method, "variant"):
-                attributes = read_attributes(method.attributes)
-                lacking = {attribute_of(label, attributes) for label in conditions} - set(variant(method.variant, attributes))
-            if lacking:
-                raise UserError(f"conditions: this run is of variant '{method.variant}', which has no tokens of {min(lacking)}.")
         self.conditions = conditions
 
     def load(self) -> Any:
@@ -203,8 +203,7 @@ class Talk:
             UserError: the request does not fit the model.
         """
         text = self.run.text
-        untrained = self.which == "before" and not self.run.config.model.adapter and hasattr(self.run.config.method, "variant")
-        if self.conditions and untrained:
+        if self.conditions and self.which == "before" and self.run.config.method.new_tokens() and not self.run.config.model.adapter:
             raise UserError("conditions: the model before training never saw control tokens. Ask it without, or ask the one after.")
         ids = text.request(self.run.config.method.request(Prompt("chat", line, conditions=self.conditions)))
         self.lines += 1

@@ -242,6 +242,7 @@ PROTOCOLS: Mapping[str, tuple[str, ...]] = {
         "loss",
         "finished",
         "probes",
+        "conditions",
         "request",
         "scored",
         "sections",

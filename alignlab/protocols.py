@@ -132,6 +132,9 @@ class Method(Protocol):
     def probes(self, text: TextCodec) -> Sequence[Probe]:
         """What to measure while training."""
 
+    def conditions(self) -> Sequence[str]:
+        """Labels that the trained model can be asked for in ``Prompt.conditions``; none where prompts are all there is to say."""
+
     def request(self, prompt: Prompt) -> Request:
         """How the trained model is prompted."""
 
@@ -171,6 +174,10 @@ class MethodDefaults:
 
     def probes(self, text: TextCodec) -> Sequence[Probe]:
         """No probes."""
+        return ()
+
+    def conditions(self) -> Sequence[str]:
+        """None."""
         return ()
 
     def request(self, prompt: Prompt) -> Request:

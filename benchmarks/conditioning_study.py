@@ -1,6 +1,6 @@
 """Do control tokens condition, and do two do it together? Four variants and two baselines on the tiny model's world, five seeds.
 
-    python -m benchmarks.conditioning_study --out benchmarks/results/conditioning_study.json            # half an hour, two cores
+    python -m benchmarks.conditioning_study --out benchmarks/results/conditioning_study.json            # ten minutes, two cores
     python -m benchmarks.conditioning_study --out benchmarks/results/conditioning_study.json --tables   # of runs made before
 
 The world (`scripts/tiny_toned.py`): 1,500 documents of one to three sentences in five tones, drawn by the seed, which is that of

@@ -190,6 +190,10 @@ class Conditioning(MethodDefaults):
         of_text = -logp.detach().sum() - of_control
         return Loss(total, {"nll_text": (of_text, len(logp) - count), "nll_control": (of_control, count)})
 
+    def conditions(self) -> Sequence[str]:
+        """The labels of the attributes whose tokens are trained."""
+        return [label for name in self._chosen for label in self._attributes[name].labels]
+
     def request(self, prompt: Prompt) -> Request:
         """The prompt as a text of its own, its conditions as control tokens before it or behind it.
 

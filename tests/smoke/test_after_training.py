@@ -25,18 +25,15 @@ REQUESTS = {
 SOURCE = """
 from dataclasses import dataclass, replace
 from alignlab.data.sources import PromptFiles
-from alignlab.errors import UserError
 from alignlab.methods.diffuse import Diffuse
 @dataclass
 class Named(PromptFiles):
     def prompts(self):
         return [replace(prompt, dataset="mine") for prompt in super().prompts()]
 class Steered(Diffuse):
-    attributes = {"length": ["short", "long"], "tone": ["kind"]}
+    def conditions(self):
+        return ["short", "long", "kind"]
     def request(self, prompt):
-        for label in prompt.conditions:
-            if label not in sum(self.attributes.values(), []):
-                raise UserError(f"conditions: '{label}' is not a label (short, long, kind).")
         return super().request(replace(prompt, request=" ".join([*prompt.conditions, prompt.request])))
 """
 QUICK = ["tracker=none", "train.max_steps=1", "train.lr=0.02", "suite.samples=2", "suite.temperature=0", "suite.max_new_tokens=12"]

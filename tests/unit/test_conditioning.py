@@ -264,6 +264,11 @@ def test_every_variant_has_the_same_vocabulary_and_trains_its_own_tokens():
     assert (extra[0].init, extra[0].noise) == ("mean", 0.01)
 
 
+def test_a_run_can_be_asked_for_what_it_was_trained_on():
+    expected = {"none": [], "tox": ["nontoxic", "toxic"], "sen": ["pos", "neg"], "sentox": ["pos", "neg", "nontoxic", "toxic"]}
+    assert {name: VARIANTS[name].conditions() for name in expected} == expected
+
+
 def test_requests_place_the_tokens(with_bos):
     prompt = Prompt("p", "The film", conditions=("pos", "nontoxic"))
     assert TOXSEN.request(prompt).before == ["<|nontoxic|>", "<|pos|>"], "in the order of the attributes"

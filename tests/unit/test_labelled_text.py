@@ -178,7 +178,10 @@ def test_too_few_to_evaluate_are_counted(thousand: Path):
     )
     assert len(list(source(thousand, test=Picked(999, False, (2, 4))).testing())) == len(available)
     some = source(thousand, test=Picked(999, False, (2, 4)))
-    assert f"warning: data.test.count is 999, and only {len(list(some.testing()))} can be evaluated; raise data.held_out" in some.notes()
+    assert (
+        f"warning: data.test.count is 999, and only {len(list(some.testing()))} can be evaluated; raise data.held_out"
+        in some.notes()
+    )
     with pytest.raises(
         UserError,
         match=r"asks for 4 held-out sentences, and there are 0\.\nOne may raise data.held_out\.$",
