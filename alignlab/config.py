@@ -52,6 +52,8 @@ class Model:
     tokenizer_legacy: bool | None
     answer_lead: str
     answer_end: str
+    system_turns: str
+    pad_vocabulary_to: int | None
     dtype: str
     quantization: str | None
     attention: str
@@ -67,6 +69,8 @@ class Model:
             one_of("quantization", self.quantization, ("8bit", "4bit"))
         one_of("attention", self.attention, ("auto", "sdpa", "eager"))
         one_of("answer_end", self.answer_end, ("turn", "eos"))
+        one_of("system_turns", self.system_turns, ("template", "user"))
+        at_least("pad_vocabulary_to", self.pad_vocabulary_to, 1)
         if self.quantization and self.weights == "random":
             raise ValueError("quantization: only weights that are read can be quantised; random ones need null")
         if self.quantization and self.dtype == "float64":
@@ -231,7 +235,19 @@ TYPED: Mapping[str, type] = {
 
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
     "tracker": ("ready", "start", "scalars", "summary", "finish"),
-    "data": ("yields", "training", "validation_records", "testing", "scoring", "lenient", "reject", "prompts", "digest", "notes"),
+    "data": (
+        "yields",
+        "training",
+        "validation_records",
+        "testing",
+        "scoring",
+        "lenient",
+        "reject",
+        "prompts",
+        "digest",
+        "notes",
+        "make",
+    ),
     "method": (
         "accepts",
         "reference",

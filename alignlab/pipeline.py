@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.build import resolved
 from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
 from alignlab.errors import MissingError, StoppedError, UserError
@@ -26,6 +27,7 @@ from alignlab.records import Prompt, write_json, write_text
 from alignlab.signals import Stop
 from alignlab.text import TextCodec
 from alignlab.trackers import Guarded
+from alignlab.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +150,20 @@ class Run:
 
             return checkpoint_model(self, step, dtype)
         return after_model(config, self.folder, self.device, seed, tokens)
+
+    def workshop(self) -> Workshop:
+        """What the data source makes records with."""
+        from alignlab.models.load import load_model, load_text
+
+        config = self.config.model
+        return Workshop(
+            self.folder,
+            [digest(_pruned(resolved(self.config.node.model, "model"))), *map(str, fingerprint(config))],
+            lambda: load_text(config),
+            lambda: load_model(config, self.device, self.config.seed),
+            self.stop,
+            self.say,
+        )
 
     def digest(self, stage: str) -> str:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from alignlab.engine.scorer import Scorer
     from alignlab.report.document import Block
     from alignlab.text import TextCodec
+    from alignlab.workshop import Workshop
 
 Array = np.ndarray
 
@@ -70,6 +71,8 @@ class Request:
     """chat messages"""
     text: str | None = None
     """the whole text, special tokens apart; the messages are not read then"""
+    twice: bool = False
+    """whether the chat template is rendered to a text that is then tokenized like any other, so that a BOS token stands twice"""
     alone: bool = False
     """whether the text is tokenized by itself, and no special token that it spells out is taken for one"""
     before: Sequence[str] = ()
@@ -80,12 +83,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Probe:
-    """Rows whose per-edge log-probabilities are measured every ``train.probe_every_steps`` steps while training."""
+    """What is measured on the model every ``train.probe_every_steps`` steps while training, by every rank alike."""
 
     name: str
-    rows: Sequence[Row]
-    measure: Callable[[torch.Tensor, Batch], Mapping[str, float]]
-    """log-probabilities [E] and their batch -> figures by name"""
+    measure: Callable[[Scorer], Mapping[str, float | str]]
+    """the scorer in evaluation mode -> figures, or words, by name; no gradient may be left behind"""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,19 @@ class NewToken:
 
     text: str
     init: str = "mean"
-    """of its rows in input and output embedding: ``mean``, that of the old rows; ``random``, the architecture's own way"""
+    """of its rows in input and output embedding: ``mean``, that of the old rows; ``random``, the architecture's own way;
+    ``description``, the mean of the rows of the tokens of ``description``"""
     noise: float = 0.0
-    """standard deviation of the Gaussian noise that is added to the mean"""
+    """standard deviation of the Gaussian noise that is added to a mean"""
     reuse: bool = False
     """whether it may be in the vocabulary already; its rows are then as they are"""
     trained: bool = True
     """whether its rows are trained where the rest of the embedding is frozen"""
+    by: str = "rows"
+    """how, beside LoRA on other layers: ``rows``, themselves, of input and output embedding; ``embedding``, by LoRA on the whole
+    input embedding, its output row staying as it is; ``auto``, ``embedding`` where the two matrices are apart, else ``rows``"""
+    description: str = ""
+    """what it stands for"""
 
 
 class Method(Protocol):
@@ -129,8 +137,8 @@ class Method(Protocol):
     def finished(self, epoch: Mapping[str, float]) -> bool:
         """Whether to stop early, from the exact means of one epoch."""
 
-    def probes(self, text: TextCodec) -> Sequence[Probe]:
-        """What to measure while training."""
+    def probes(self, text: TextCodec, rows: Sequence[Row], validation: Sequence[Row] | None) -> Sequence[Probe]:
+        """What to measure while training, from all training and validation rows, which lie on disk."""
 
     def conditions(self) -> Sequence[str]:
         """Labels that the trained model can be asked for in ``Prompt.conditions``; none where prompts are all there is to say."""
@@ -172,7 +180,7 @@ class MethodDefaults:
         """No early stop."""
         return False
 
-    def probes(self, text: TextCodec) -> Sequence[Probe]:
+    def probes(self, text: TextCodec, rows: Sequence[Row], validation: Sequence[Row] | None) -> Sequence[Probe]:
         """No probes."""
         return ()
 
@@ -181,8 +189,8 @@ class MethodDefaults:
         return ()
 
     def request(self, prompt: Prompt) -> Request:
-        """One user turn."""
-        return Request([{"role": "user", "content": prompt.request}])
+        """The prompt as a user turn after its history."""
+        return Request([*prompt.history, {"role": "user", "content": prompt.request}])
 
     def scored(self, run: RunFolder, records: Iterable[tuple[int, Record]], plots: Path) -> Sequence[str]:
         """Nothing to draw."""
@@ -197,6 +205,12 @@ class Source(Protocol):
     """Where records come from. ``yields`` is checked against what the method accepts before anything is loaded."""
 
     yields: ClassVar[type[Record]]
+
+    def make(self, workshop: Workshop) -> Sequence[str]:
+        """Make what must be made before all training records can be read; names of files written into the run folder.
+
+        Asked by ``prepare`` before anything else. What was made before is not made again.
+        """
 
     def training(self) -> Iterator[Record]:
         """Records to train on, in a fixed order."""
@@ -239,7 +253,11 @@ class Value:
 
 
 class QuietSource:
-    """For a source without notes."""
+    """For a source that makes nothing, and without notes."""
+
+    def make(self, workshop: Workshop) -> Sequence[str]:
+        """Nothing is made."""
+        return ()
 
     def notes(self) -> Sequence[str]:
         """Nothing to say."""

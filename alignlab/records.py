@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,8 @@ class Prompt(Record):
     """where the request comes from, if known"""
     conditions: tuple[str, ...] = ()
     """labels that the completion shall have, as control tokens say them"""
+    history: tuple[Mapping[str, str], ...] = ()
+    """chat messages before the request: a system line, earlier turns"""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,39 @@ class Labelled(Record):
     """whether no training ever reads it"""
     where: str = field(default="", compare=False, metadata={"written": False})
     """file and row it was read from, for messages"""
+
+
+@dataclass(frozen=True)
+class Dialogue(Record):
+    """A conversation."""
+
+    name: str
+    """unique within a source"""
+    messages: tuple[Mapping[str, str], ...]
+    """``role`` (system, user or assistant) and ``content`` of each turn"""
+    learned: tuple[int, ...]
+    """places of the assistant's turns that are trained on"""
+    origin: str
+    """``downstream`` or ``diverse``"""
+    kind: str
+    """what results are grouped by"""
+    dataset: str
+    """where it comes from, if known"""
+    held_out: bool
+    """whether no training ever reads it"""
+    where: str = field(default="", compare=False, metadata={"written": False})
+    """file and row it was read from, for messages"""
+
+    @property
+    def reference(self) -> str:
+        """The last turn, where it is the assistant's; else empty."""
+        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else ""
+
+    @property
+    def prompt(self) -> Prompt:
+        """What a model is asked to answer: all up to the last user turn."""
+        asked = self.messages[:-1] if self.reference else self.messages
+        return Prompt(self.name, asked[-1]["content"], self.dataset, history=tuple(asked[:-1]))
 
 
 def read_json(path: Path) -> Any:

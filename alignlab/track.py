@@ -34,9 +34,9 @@ class MetricsFile:
             except json.JSONDecodeError:
                 return
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, float | str]) -> None:
         """Append a line; what is not finite (an overflow that fp16's scaler skips) is null, since JSON has no word for it."""
-        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        finite = {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in row.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 

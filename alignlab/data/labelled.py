@@ -17,6 +17,7 @@ from alignlab.control import Attribute, read_attributes
 from alignlab.data.labelling import Labelling, too_many
 from alignlab.data.splits import Part, Splits
 from alignlab.errors import UserError, did_you_mean
+from alignlab.protocols import QuietSource
 from alignlab.records import Labelled, Prompt, Record
 
 
@@ -44,7 +45,7 @@ class Picked:
 
 
 @dataclass
-class LabelledText:
+class LabelledText(QuietSource):
     """Sentences of text files, each with a label of every attribute.
 
     Documents are drawn (``share``), and those of some origins left out. A row holds sentences, or a text that ``splitter`` cuts

@@ -20,6 +20,7 @@ from alignlab.trees import chunks
 def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
+    made = config.data.make(run.workshop())
     tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
     tested = {record.name: record for record in config.data.testing()}
     wrong = set()
@@ -39,7 +40,7 @@ def prepare(run: Run) -> list[str]:
                 config.data.reject(tested[prompt.name], _named(error, tested[prompt.name]))
     run.path("rejected.jsonl").unlink(missing_ok=True)
     write_jsonl(run.path("records.jsonl"), config.data.training())
-    files = ["records.jsonl", "rows/train.arrow", "rows/summary.json"]
+    files = ["records.jsonl", "rows/train.arrow", "rows/summary.json", *made]
     splits = {"train": config.data.training()}
     validation = config.data.validation_records()
     if validation:

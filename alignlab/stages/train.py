@@ -56,7 +56,8 @@ def train(run: Run) -> list[str]:
         f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"{scorer.backend} attention"
     )
-    validation = run.path("rows", "validation.arrow")
+    held = run.path("rows", "validation.arrow")
+    validation = RowStore(held) if held.exists() else None
     with _Reporter(run) as reporter:
         progress = fit(
             scorer,
@@ -70,8 +71,8 @@ def train(run: Run) -> list[str]:
             stop=run.stop,
             log=reporter.log,
             resumed=reporter.resumed,
-            validation=RowStore(validation) if validation.exists() else None,
-            probes=config.method.probes(run.text) if config.train.probe_every_steps else (),
+            validation=validation,
+            probes=config.method.probes(run.text, rows, validation) if config.train.probe_every_steps else (),
         )
     if accelerator.is_main_process:
         save_trained(run, model)
@@ -219,7 +220,7 @@ class _Reporter:
         if self._file is None or self._display is None:
             return
         self._file.write(metrics)
-        self._tracker.scalars(int(metrics["step"]), metrics)
+        self._tracker.scalars(int(metrics["step"]), {name: v for name, v in metrics.items() if not isinstance(v, str)})
         floor = f" floor {metrics['floor']:.4f}" if "floor" in metrics else ""
         note = f"loss {metrics['loss']:.4f}{floor} {metrics['tokens_per_second']:,.0f} tok/s"
         self._display.update(int(metrics["step"]), note)

@@ -28,7 +28,8 @@ from alignlab.train.optim import Schedule, adamw, warmup
 from alignlab.train.plan import Plan
 from alignlab.trees import pack, within
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]
+"""figures of a step, and words that a probe gives"""
 
 
 class Sums:
@@ -96,7 +97,7 @@ def fit(
         log: receives the metrics of each step, on every rank.
         resumed: told where the run starts and its plan, before the first step.
         validation: rows whose loss is measured every ``train.validate_every_steps`` steps.
-        probes: rows measured every ``train.probe_every_steps`` steps.
+        probes: what is measured every ``train.probe_every_steps`` steps.
 
     Raises:
         UserError: the loss is not finite; nothing of that step was applied.
@@ -142,7 +143,7 @@ def fit(
             if validation is not None and _due(progress.step, train.validate_every_steps, plan.steps):
                 metrics["validation_loss"] = mean_loss(model, method, validation, hardware, accelerator)
             if probes and _due(progress.step, train.probe_every_steps, plan.steps):
-                metrics.update(_probe(model, probes, accelerator))
+                metrics.update(_probe(accelerator.unwrap_model(model), probes))
             if train.best in metrics and (progress.best is None or metrics[train.best] < progress.best):
                 progress.best, progress.best_step = metrics[train.best], progress.step
             if step.ends_epoch:
@@ -217,14 +218,9 @@ def mean_loss(model: torch.nn.Module, method: Method, rows: RowStore, hardware: 
     return total / mass
 
 
-@torch.no_grad()
-def _probe(model: torch.nn.Module, probes: Sequence[Probe], accelerator: Accelerator) -> Metrics:
+def _probe(scorer: Scorer, probes: Sequence[Probe]) -> dict[str, float | str]:
     """Figures of every probe; each rank computes them all, so that none waits."""
-    model.eval()
-    figures: Metrics = {}
-    for probe in probes:
-        batch = collate(probe.rows).to(accelerator.device)
-        measured = probe.measure(accelerator.unwrap_model(model)(batch), batch)
-        figures.update({f"{probe.name}/{name}": value for name, value in measured.items()})
-    model.train()
+    scorer.eval()
+    figures = {f"{probe.name}/{name}": value for probe in probes for name, value in probe.measure(scorer).items()}
+    scorer.train()
     return figures

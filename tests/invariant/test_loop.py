@@ -129,10 +129,12 @@ def test_epoch_means_are_exact(rows, tmp_path):
 
 
 def test_validation_and_probes_come_when_due(rows, tmp_path):
-    def measure(logp, batch):
-        return {"mean": float(logp.mean())}
+    def measure(scorer):
+        assert not scorer.training
+        with torch.no_grad():
+            return {"mean": float(scorer(collate([rows[0]])).mean()), "word": "a text"}
 
-    probe = Probe("look", [rows[0]], measure)
+    probe = Probe("look", measure)
     _, seen, progress = _fit(
         rows,
         tmp_path / "a",
