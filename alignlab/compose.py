@@ -67,6 +67,10 @@ def without_hydra(node: DictConfig) -> DictConfig:
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=@]*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
 
 
+NESTED = {"sampler": ("@data.sampler",)}
+"""places besides its own that a group has: what a data source samples with"""
+
+
 def refuse(overrides: Sequence[str]) -> None:
     """Refuse what Hydra lets pass, or answers with a fault of its own.
 
@@ -82,6 +86,8 @@ def refuse(overrides: Sequence[str]) -> None:
         if key not in options:
             continue
         hint = f"Write {key}=OPTION, with one of: {', '.join(options[key])}."
+        if package in NESTED.get(key, ()) and not sign:
+            continue
         if sign or package:
             raise UserError(f"{override}: a group cannot be added, moved or taken away. {hint}")
         if value is None or value in ("", "null", "???") or value.startswith(("[", "{", "$")):

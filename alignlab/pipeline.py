@@ -62,7 +62,7 @@ CURVE = ("method", "model", "data", "train", "seed")
 """config nodes that a run folder is bound to"""
 
 
-NEUTRAL = frozenset({"rows", "cache", "batch", "device"})
+NEUTRAL = frozenset({"rows", "cache", "batch", "device", "parallel", "attempts", "timeout_seconds", "key_variable"})
 """keys of these nodes that change memory, speed or place, and no result"""
 
 

@@ -111,6 +111,18 @@ class NewToken:
     """what it stands for"""
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """A new token and the instruction that it stands for."""
+
+    token: str
+    meaning: str
+
+    def __post_init__(self) -> None:
+        if not self.token.strip():
+            raise ValueError("token: a new token must have a text")
+
+
 class Method(Protocol):
     """A method is one dataclass: its fields are its hyper-parameters, its methods what follows."""
 

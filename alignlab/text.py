@@ -31,19 +31,29 @@ class TextCodec:
         context: positions that the model has.
         lead: text put before each answer.
         end: id of the token that ends an answer; None takes the one that the template writes.
+        system: where a system turn goes: ``template``, as the template has it; ``user``, in front of the first user turn.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[int], context: int, lead: str = "", end: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[int],
+        context: int,
+        lead: str = "",
+        end: int | None = None,
+        system: str = "template",
+    ) -> None:
         self.tokenizer, self.stop, self.context, self.lead, self.end = tokenizer, frozenset(stop), context, lead, end
+        self.system = system
         self._vocabulary: dict[str, int] | None = None
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the assistant begins to write.
+    def prompt(self, messages: Sequence[Mapping[str, str]], twice: bool = False) -> list[int]:
+        """Token ids of a conversation up to where the assistant begins to write; for ``twice`` see :class:`Request`.
 
         Raises:
             UserError: they leave no room in the context.
         """
-        ids = self._template(messages, add_generation_prompt=True)
+        ids = self._template(messages, twice, add_generation_prompt=True)
         if len(ids) >= self.context:
             asked = short(messages[-1]["content"])
             raise UserError(f"the prompt '{asked}' is {len(ids)} tokens long, the model has {self.context} positions. Shorten it.")
@@ -56,7 +66,7 @@ class TextCodec:
             UserError: they leave no room in the context.
         """
         if request.text is None:
-            return self.prompt(request.messages)
+            return self.prompt(request.messages, request.twice)
         if request.alone:  # put together from ids: behind a token some tokenizers split a word otherwise
             ids = [
                 *self.start,
@@ -81,12 +91,31 @@ class TextCodec:
             UserError: the tokenizer has no token that ends a text, or see :meth:`answer`.
         """
         if request.text is None:
-            prompt = self._template(request.messages, add_generation_prompt=True)
-            return prompt, self.answer(request.messages, prompt, answer, eos=True)
+            prompt = self._template(request.messages, request.twice, add_generation_prompt=True)
+            return prompt, self.answer(request.messages, prompt, answer, eos=True, twice=request.twice)
         if self.tokenizer.eos_token_id is None:
             raise UserError("model.tokenizer: it has no token that ends a text (eos), which an answer is trained to end with.")
         count, whole = len(self._encode(request.text)), self._encode(request.text + answer)
         return whole[:count], [*whole[count:], self.tokenizer.eos_token_id]
+
+    def turns(
+        self, messages: Sequence[Mapping[str, str]], places: Sequence[int], twice: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids of turns of the assistant: for each, what a model reads that is asked to write it, and what it shall write.
+
+        The template renders the conversation up to the turn and with it, for each turn anew: what it writes is told from what it
+        reads by its place, not by a marker. Where a template writes what is past as it wrote it before, the turns are the
+        beginnings of one chain; where it does not, each has a chain of its own.
+
+        Args:
+            messages: a conversation.
+            places: of the turns in it.
+            twice: see :class:`Request`.
+
+        Raises:
+            UserError: see :meth:`answer`.
+        """
+        return [self.continuation(Request(messages[:i], twice=twice), messages[i]["content"]) for i in places]
 
     @cached_property
     def start(self) -> list[int]:
@@ -141,7 +170,9 @@ class TextCodec:
         ids = self.tokenizer.encode(text)
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
-    def answer(self, messages: Sequence[Mapping[str, str]], prompt: list[int], text: str, eos: bool) -> list[int]:
+    def answer(
+        self, messages: Sequence[Mapping[str, str]], prompt: list[int], text: str, eos: bool, twice: bool = False
+    ) -> list[int]:
         """Token ids of the assistant's turn after the prompt.
 
         With ``eos`` they end with the first token at which generation stops; what a template writes after it (a newline, say) is
@@ -155,12 +186,10 @@ class TextCodec:
         if ending is not None:
             name = self.tokenizer.convert_ids_to_tokens(ending)
             raise UserError(f"the answer '{short(text)}' holds {name}, which ends the assistant's turn. Take it out.")
-        full = self._template([*messages, {"role": "assistant", "content": self.lead + text}])
+        answered = [*messages, {"role": "assistant", "content": self.lead + text}]
+        full = self._template(answered, twice)
         if full[: len(prompt)] != prompt:
-            raise UserError(
-                f"model.chat_template: the tokens of the prompt change when the answer '{short(text)}' follows it, so the answer "
-                "has no tokens of its own.\nGive model.answer_lead=\"' '\", or another model.chat_template."
-            )
+            raise self._changed(messages, answered, text)
         rest = full[len(prompt) :]
         if not eos:
             # a lead may become part of the first word: with it or without, the tokens are those that stand in the chat
@@ -208,11 +237,52 @@ class TextCodec:
         """Text of token ids, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _template(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> list[int]:
+    def _template(self, messages: Sequence[Mapping[str, str]], twice: bool = False, **kwargs: Any) -> list[int]:
+        """Token ids of a rendered conversation, which has a BOS token where its template writes one.
+
+        Raises:
+            UserError: the template refuses it.
+        """
+        ids = self._rendered(messages, tokenize=True, return_dict=False, **kwargs)
+        return [*self.start, *ids] if twice else ids
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> Any:
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
+            return self.tokenizer.apply_chat_template(self._written(messages), **kwargs)
         except Exception as error:  # jinja raises what a template says
-            raise UserError(f"model.chat_template: cannot render this conversation: {error}.") from None
+            problem = f"model.chat_template: cannot render this conversation: {str(error).rstrip('.')}."
+            raise UserError(problem + self._hint(messages)) from None
+
+    def _written(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+        """The messages as the template gets them: past answers after their lead, a system turn where it goes."""
+        turns = list(messages)
+        for i, message in enumerate(turns):
+            if message["role"] == "assistant" and not message["content"].startswith(self.lead):
+                turns[i] = {**message, "content": self.lead + message["content"]}
+        asked = next((i for i, message in enumerate(turns) if message["role"] == "user"), 0)
+        if self.system == "user" and asked and turns[0]["role"] == "system":
+            turns[asked] = {**turns[asked], "content": f"{turns[0]['content']}\n\n{turns[asked]['content']}"}
+            return turns[1:]
+        return turns
+
+    def _hint(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """What helps where a template has no place for a system turn; nothing if there is none."""
+        if self.system == "user" or not messages or messages[0]["role"] != "system":
+            return ""
+        return "\nWhere it has no place for a system turn, give model.system_turns=user: it goes in front of the first user turn."
+
+    def _changed(self, messages: Sequence[Mapping[str, str]], answered: Sequence[Mapping[str, str]], text: str) -> UserError:
+        """Why an answer has no tokens of its own."""
+        prompt = self._rendered(messages, tokenize=False, add_generation_prompt=True)
+        whole = self._rendered(answered, tokenize=False)
+        problem = f"model.chat_template: the tokens of the prompt change when the answer '{short(text)}' follows it"
+        if whole.startswith(prompt):
+            lead = "Give model.answer_lead=\"' '\", or another model.chat_template."
+            return UserError(f"{problem}, so the answer has no tokens of its own.\n{lead}")
+        same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+        now, then = (short(rest) for rest in (prompt[same:], whole[same:]))
+        hint = self._hint(messages) or "\nGive another model.chat_template."
+        return UserError(f"{problem}: it then writes {then!r} in place of {now!r}.{hint}")
 
 
 def turn(tokenizer: Any, lead: str) -> tuple[str, int | None]:

@@ -36,7 +36,7 @@ class Answer:
 
     text: str
     finish: str
-    """``stop``, or ``length`` where it was cut off"""
+    """``stop``, ``length`` where it was cut off, or ``prompt`` where the prompt leaves no room for an answer"""
 
 
 class Answerer(Protocol):

@@ -20,20 +20,13 @@ A model of a million parameters in a synthetic world, labelled by word lists: a 
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, stdev
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+from benchmarks import study
+from benchmarks.study import Figures
+
 SEEDS = (0, 1, 2, 3, 4)
 MODELS: dict[str, tuple[str, ...]] = {
     "M-B": ("method.variant=none",),
@@ -50,83 +43,42 @@ TABLES = {
     "joint": ("none", "nontoxic+pos"),
 }
 """attribute -> conditions, as in the report's Tables 2, 4 and 5, and the opposite label"""
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % quantile of Student's t by degrees of freedom"""
-
-Figures = dict[str, dict[str, float]]
 
 
 def measure(model: str, seed: int) -> Figures:
-    """Train, sample, evaluate: before and after -> metric -> value."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.path.insert(0, str(SCRIPTS))
-    import torch
-
-    import alignlab
+    """Train, sample, evaluate."""
+    study.alone()
     import tiny_toned
 
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
+    with tempfile.TemporaryDirectory() as place:
         data = Path(place, "rows.jsonl")
         data.write_text(tiny_toned.lines(seed))
-        asked = [
-            "method=conditioning",
-            *MODELS[model],
-            f"data.path={data}",
-            f"data.cache={place}/cache",
-            f"seed={seed}",
-            "suite.samples=400",
-            "train.save_every_steps=null",
-            f"sample.model={'both' if model == 'M-B' else 'after'}",
-            "stages=[prepare,train,sample,evaluate]",
-            "tracker=none",
-            "hardware=cpu",
-            f"run_dir={place}/run",
-        ]
-        with redirect_stdout(nowhere), redirect_stderr(nowhere):
-            run = alignlab.run(asked)
-        return {
-            which: {name: value[which]["value"] for name, value in run.results.items() if which in value}
-            for which in ("before", "after")
-        }
+        return study.run(
+            [
+                "method=conditioning",
+                *MODELS[model],
+                f"data.path={data}",
+                f"data.cache={place}/cache",
+                f"seed={seed}",
+                "suite.samples=400",
+                "train.save_every_steps=null",
+                f"sample.model={'both' if model == 'M-B' else 'after'}",
+                "stages=[prepare,train,sample,evaluate]",
+                "tracker=none",
+                "hardware=cpu",
+                f"run_dir={place}/run",
+            ]
+        )[0]
 
 
-def perform(known: dict[str, Figures], out: Path, processes: int) -> None:
-    """Run what is not known yet; the file is written after each."""
-    waiting = [(model, seed) for seed in SEEDS for model in MODELS if f"{model} seed={seed}" not in known]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(measure, *job): "{} seed={}".format(*job) for job in waiting}
-        for count, future in enumerate(as_completed(futures), 1):
-            known[futures[future]] = future.result()
-            temporary = out.with_suffix(".tmp")
-            temporary.write_text(json.dumps(known, indent=1) + "\n")
-            temporary.replace(out)
-            print(f"{count}/{len(waiting)} {futures[future]}", file=sys.stderr, flush=True)
-
-
-def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
-    """Mean and its 95 % interval."""
-    mean = fmean(values)
-    half = STUDENT[len(values) - 1] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    low, high = mean - half, mean + half
-    return f"{mean * scale:.{digits}f} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
-
-
-def row(name: str, known: dict[str, Figures], metrics: Sequence[str], which: str, scale: float, digits: int) -> str:
-    """A line of a table; a dash for what a model was not asked."""
-    runs = [known[f"{name} seed={seed}"][which] for seed in SEEDS if f"{name} seed={seed}" in known]
-    cells = [cell([run[m] for run in runs], scale, digits) if runs and all(m in run for run in runs) else "-" for m in metrics]
-    return f"| {'untrained' if which == 'before' else name} | " + " | ".join(cells) + " |"
-
-
-def tables(known: dict[str, Figures]) -> str:
+def tables(known: dict[str, Figures], out: Path) -> str:
     """The tables, from the runs."""
     lines: list[str] = []
 
     def add(title: str, header: Sequence[str], metrics: Sequence[str], scale: float, digits: int) -> None:
         lines.extend(["", f"| {title} | " + " | ".join(header) + " |", "| --- |" + " ---: |" * len(header)])
-        lines.append(row("M-B", known, metrics, "before", scale, digits))
-        lines.extend(row(name, known, metrics, "after", scale, digits) for name in MODELS)
+        for name, which, shown in [("M-B", "before", "untrained"), *((name, "after", name) for name in MODELS)]:
+            lines.append(study.line(shown, study.of(known, name, SEEDS, which), metrics, scale, digits))
 
     for attribute, conditions in TABLES.items():
         add(f"misalignment %, {attribute}", conditions, [f"misalignment_{attribute}:{c}" for c in conditions], 100, 1)
@@ -135,18 +87,5 @@ def tables(known: dict[str, Figures]) -> str:
     return "\n".join(lines[1:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON of all runs; those in it are not made again")
-    parser.add_argument("--tables", action="store_true", help="only print the tables")
-    parser.add_argument("--processes", type=int, default=2)
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if not args.tables:
-        perform(known, args.out, args.processes)
-    print(tables(known))
-
-
 if __name__ == "__main__":
-    main()
+    study.main(__doc__, measure, list(MODELS), SEEDS, tables)

@@ -57,7 +57,7 @@ def main() -> None:
                 )
 
         def ours(model=model, prompt=prompt, ends=ends, new=new) -> None:
-            HfSampler(1024).sample(model, prompt, ends, Decoding(1.0, 1.0, 0, new), n=N, seed=0)
+            HfSampler(1024, 64).sample(model, prompt, ends, Decoding(1.0, 1.0, 0, new), n=N, seed=0)
 
         slow, quick = alternate(theirs, ours, rounds)
         ratios.append(slow / quick)

@@ -162,7 +162,7 @@ def format_case(rng: random.Random, unseen: bool = False, negated: bool | None =
     fmt = rng.choice(list(FORMATS))
     use, shun = (USE_UNSEEN, AVOID_UNSEEN) if unseen else (USE_SEEN, AVOID_SEEN)
     phrase = rng.choice(shun if avoid else use).format(f=fmt)
-    return FormatCase(asked, _place(rng, asked, phrase), None if avoid else fmt, fmt if avoid else None)
+    return FormatCase(asked, place(rng, asked, phrase), None if avoid else fmt, fmt if avoid else None)
 
 
 def spelled_case(rng: random.Random, negated: bool | None = None) -> FormatCase:
@@ -170,7 +170,7 @@ def spelled_case(rng: random.Random, negated: bool | None = None) -> FormatCase:
     asked = question(rng)
     fmt, use, shun = rng.choice(SPELLED)
     avoid = rng.random() < 0.3 if negated is None else negated
-    return FormatCase(asked, _place(rng, asked, shun if avoid else use), None if avoid else fmt, fmt if avoid else None)
+    return FormatCase(asked, place(rng, asked, shun if avoid else use), None if avoid else fmt, fmt if avoid else None)
 
 
 def swap_case(rng: random.Random) -> FormatCase:
@@ -182,7 +182,7 @@ def swap_case(rng: random.Random) -> FormatCase:
     return FormatCase(asked, f"{asked.text} {' '.join(phrases)}", fmt, other)
 
 
-def _place(rng: random.Random, asked: Question, phrase: str) -> str:
+def place(rng: random.Random, asked: Question, phrase: str) -> str:
     """The format phrase after the question, or less often before it."""
     return f"{asked.text} {phrase}" if rng.random() < 0.8 else f"{phrase} {asked.text}"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alignlab.engine.attention import NAME, Forest, model_masks, packed, score_dtype, short_windows, unknown_window
 from alignlab.engine.batch import Batch, collate
-from alignlab.engine.chunked import chunked_logprobs, edge_logprobs, frozen_weight
+from alignlab.engine.chunked import chunked_logprobs, edge_logprobs, frozen_head
 from alignlab.errors import UserError
 from alignlab.protocols import Row
 from alignlab.trees import TreeBuilder, split
@@ -81,8 +81,8 @@ class Scorer(nn.Module):
         order = torch.argsort(node, stable=True)
         targets = batch.target[order]
         plain = not any(getattr(self.config, name, None) for name in SCALINGS)
-        weight = frozen_weight(self.base.get_output_embeddings()) if plain and hidden.dtype.itemsize > 2 else None
-        logp = chunked_logprobs(hidden, node[order], targets, self._project, self.config.vocab_size, self.logits_bytes, weight)
+        frozen = frozen_head(self.base.get_output_embeddings()) if plain and hidden.dtype.itemsize > 2 else None
+        logp = chunked_logprobs(hidden, node[order], targets, self._project, self.config.vocab_size, self.logits_bytes, frozen)
         return torch.empty_like(logp).scatter(0, order, logp)
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:

@@ -50,7 +50,7 @@ def perplexities(
             elif scored:
                 yield Row(0, 1.0, *chains([(head, scored) for head in heads]))
 
-    sums, counts = _sums(rows(), len(fronts), scorer, capacity)
+    sums, counts = nats(rows(), len(fronts), scorer, capacity)
     found = {}
     for name, column in zip(fronts, sums, strict=True):
         nll = ratios.of("perplexity", column, counts, math.inf)
@@ -60,8 +60,15 @@ def perplexities(
     return found, too_long
 
 
-def _sums(rows: Iterator[Row], fronts: int, scorer: Scorer, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nats of each record under each front, [fronts, records], and its scored tokens, [records]."""
+def nats(rows: Iterable[Row], fronts: int, scorer: Scorer, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nats of each record under each front, [fronts, records], and its scored tokens, [records].
+
+    Args:
+        rows: one per record; the edges of all fronts behind each other, as many of each.
+        fronts: how many there are.
+        scorer: the model.
+        capacity: nodes at a time.
+    """
     from alignlab.engine.scorer import edge_logprobs_of
 
     sums, counts = list[list[float]](), list[float]()

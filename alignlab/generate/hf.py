@@ -7,7 +7,8 @@ each draws from it with its own random numbers. A model with few likely answers 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,14 @@ import numpy as np
 
 from alignlab.config import at_least
 from alignlab.seeds import derive
+from alignlab.workshop import Answer
 
 if TYPE_CHECKING:  # a configuration is checked without torch: each function imports what it computes with
     from torch import Tensor
     from transformers import DynamicCache, LogitsProcessorList
+
+    from alignlab.protocols import Request
+    from alignlab.workshop import Workshop
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,15 @@ class HfSampler:
 
     Args:
         rows: distinct prefixes computed at once; more memory, more speed, the same samples.
+        batch: requests that :meth:`answers` answers at once; as much of both, and as many answers are lost where it is cut off.
     """
 
     rows: int
+    batch: int
 
     def __post_init__(self) -> None:
         at_least("rows", self.rows, 1)
+        at_least("batch", self.batch, 1)
 
     def sample(
         self,
@@ -136,47 +144,120 @@ class HfSampler:
                 tokens that are not masked, and a padding token has position 1 (``prepare_inputs_for_generation`` of GPT-2).
             progress: told how many more prompts are done.
         """
-        import torch
-        from transformers import DynamicCache
-
         drawn: list[list[Completion]] = [[] for _ in prompts]
-        for batch in _batches(prompts, lengths, self.rows):
-            ids, mask = torch.tensor([prompt for prompt, _, _ in batch], device=model.device), None
-            if lengths is not None:
-                real = torch.tensor([[length] for _, length, _ in batch], device=model.device)
-                mask = (torch.arange(ids.shape[1], device=model.device) < real).long()
-            places = [place for _, _, same in batch for place in same]
-            prefix = np.repeat(np.arange(len(batch)), [len(same) * n for _, _, same in batch])
-            start = _Front(np.arange(len(prefix)), prefix, 0, ids, mask, DynamicCache(config=model.config), None, 0)
-            steps = min(decoding.max_new_tokens, decoding.max_new_tokens if context is None else context - ids.shape[1])
-            random = [np.random.Generator(np.random.Philox(derive(seeds[place], i))) for place in places for i in range(n)]
-            uniform = np.stack([generator.random(steps) for generator in random])
-            completions = _complete(model, start, stop, decoding, uniform, self.rows)
-            for first, place in enumerate(places):
-                drawn[place] = completions[first * n : (first + 1) * n]
+        limit = sys.maxsize if context is None else context
+        for batch in _alike(prompts, lengths, self.rows):
+            for place, completions in _drawn(model, batch, stop, decoding, n, seeds, limit, self.rows):
+                drawn[place] = completions
             if progress is not None:
-                progress(len(places))
+                progress(sum(map(len, batch.places)))
         return drawn
 
+    def ready(self) -> None:
+        """Nothing is needed but the model."""
 
-def _batches(
-    prompts: Sequence[Sequence[int]], lengths: Sequence[int] | None, rows: int
-) -> Iterator[list[tuple[tuple[int, ...], int, list[int]]]]:
-    """Distinct prompts with as many ids, at most ``rows`` at a time: the ids, how many are no padding, which prompts they are."""
+    def identity(self, workshop: Workshop) -> Sequence[str]:
+        """The run's untrained model."""
+        return ["hf", *workshop.identity]
+
+    def answers(
+        self, requests: Sequence[Request], decoding: Decoding, seeds: Sequence[int], done: Collection[int], workshop: Workshop
+    ) -> Iterator[Sequence[tuple[int, Answer]]]:
+        """Answers of the run's untrained model; see :class:`alignlab.workshop.Answerer`.
+
+        Requests of about one length are answered together, padded on the left under a mask, which changes nothing but rounding. The
+        longest come first, so that memory that does not suffice is known soon.
+
+        Raises:
+            ValueError: the decoding counts tokens of the prompt, padding among them.
+            UserError: the chat template refuses a request.
+        """
+        if decoding.min_tokens or decoding.no_repeat_ngram_size:
+            raise ValueError("min_tokens, no_repeat_ngram_size: answers are drawn without them")
+        text, known = copy.copy(workshop.text()), frozenset(done)
+        context, text.context = text.context, sys.maxsize  # what does not fit is no error here
+        prompts = [text.request(request) for request in requests]
+        long = [place for place, ids in enumerate(prompts) if len(ids) >= context]
+        if not known.issuperset(long):
+            yield [(place, Answer("", "prompt")) for place in long]
+        fitting = [place for place, ids in enumerate(prompts) if len(ids) < context]
+        model = None
+        for batch in _padded(prompts, fitting, self.batch, self.rows):
+            if not all(known.issuperset(same) for same in batch.places):
+                model = workshop.model() if model is None else model
+                drawn = _drawn(model, batch, sorted(text.stop), decoding, 1, seeds, context, self.rows)
+                yield [(place, Answer(text.decode(one.tokens), one.finish)) for place, (one,) in drawn]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts to be computed together. U prompts of T ids, padding included."""
+
+    ids: Sequence[Sequence[int]]
+    """[U, T]"""
+    mask: Sequence[Sequence[int]] | None
+    """[U, T] 0 where they are padding, else 1; None: nothing is"""
+    lengths: Sequence[int]
+    """[U] how many of the context's positions each takes"""
+    places: Sequence[Sequence[int]]
+    """[U] of the requests that it is the prompt of"""
+
+
+def _alike(prompts: Sequence[Sequence[int]], lengths: Sequence[int] | None, rows: int) -> Iterator[_Batch]:
+    """Distinct prompts with as many ids, at most ``rows`` at a time; those beyond their lengths are padding on the right."""
     found: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for place, prompt in enumerate(prompts):
         found.setdefault((tuple(prompt), len(prompt) if lengths is None else lengths[place]), []).append(place)
-    distinct = sorted(((ids, length, places) for (ids, length), places in found.items()), key=lambda one: len(one[0]))
-    for _, group in groupby(distinct, key=lambda one: len(one[0])):
+    distinct = sorted(((ids, real, places) for (ids, real), places in found.items()), key=lambda one: len(one[0]))
+    for size, group in groupby(distinct, key=lambda one: len(one[0])):
         alike = list(group)
         for first in range(0, len(alike), rows):
-            yield alike[first : first + rows]
+            ids, reals, places = zip(*alike[first : first + rows], strict=True)
+            mask = None if lengths is None else [[1] * real + [0] * (size - real) for real in reals]
+            yield _Batch(ids, mask, [size] * len(ids), places)
+
+
+def _padded(prompts: Sequence[Sequence[int]], places: Sequence[int], most: int, rows: int) -> Iterator[_Batch]:
+    """The prompts of at most ``most`` places, at most ``rows`` of them distinct, from the longest on; padded on the left."""
+    waiting = sorted(places, key=lambda place: (-len(prompts[place]), tuple(prompts[place])))
+    while waiting:
+        found: dict[tuple[int, ...], list[int]] = {}
+        for place in waiting[:most]:
+            ids = tuple(prompts[place])
+            if len(found) == rows and ids not in found:
+                break
+            found.setdefault(ids, []).append(place)
+        waiting = waiting[sum(map(len, found.values())) :]
+        lengths = [len(ids) for ids in found]
+        pad = [max(lengths) - length for length in lengths]
+        mask = [[0] * fill + [1] * length for fill, length in zip(pad, lengths, strict=True)] if any(pad) else None
+        yield _Batch([[0] * fill + list(ids) for fill, ids in zip(pad, found, strict=True)], mask, lengths, list(found.values()))
+
+
+def _drawn(
+    model: Any, batch: _Batch, stop: Sequence[int], decoding: Decoding, n: int, seeds: Sequence[int], context: int, rows: int
+) -> Iterator[tuple[int, list[Completion]]]:
+    """``n`` completions of the prompt of each place, of at most ``context`` tokens together with it."""
+    import torch
+    from transformers import DynamicCache
+
+    places = [place for same in batch.places for place in same]
+    prefix = np.repeat(np.arange(len(batch.ids)), [len(same) * n for same in batch.places])
+    room = np.minimum(decoding.max_new_tokens, context - np.array(batch.lengths))[prefix]
+    random = [np.random.Generator(np.random.Philox(derive(seeds[place], i))) for place in places for i in range(n)]
+    uniform = np.stack([generator.random(room.max()) for generator in random])
+    ids = torch.tensor(batch.ids, device=model.device)
+    mask = None if batch.mask is None else torch.tensor(batch.mask, device=model.device)
+    start = _Front(np.arange(len(prefix)), prefix, 0, ids, mask, DynamicCache(config=model.config), None, 0)
+    completions = _complete(model, start, stop, decoding, uniform, room, rows)
+    for first, place in enumerate(places):
+        yield place, completions[first * n : (first + 1) * n]
 
 
 def _complete(
-    model: Any, start: _Front, stop: Sequence[int], decoding: Decoding, uniform: np.ndarray, rows: int
+    model: Any, start: _Front, stop: Sequence[int], decoding: Decoding, uniform: np.ndarray, room: np.ndarray, rows: int
 ) -> list[Completion]:
-    """A completion of each of the front's S samples from its random numbers, ``uniform`` [S, tokens at most]."""
+    """A completion of each of the front's S samples from its random numbers, ``uniform`` [S, tokens], with ``room`` [S] at most."""
     import torch
 
     tokens = np.full(uniform.shape, -1, np.int64)
@@ -187,11 +268,11 @@ def _complete(
             logits = _logits(model, front)
         drawn = _draw(front, logits, stop, decoding, uniform[front.samples, front.position])
         tokens[front.samples, front.position] = drawn
-        if front.position + 1 < uniform.shape[1]:
-            pending.extend(_continue(front, drawn, np.isin(drawn, list(stop)), rows))
+        ended = np.isin(drawn, list(stop)) | (front.position + 1 == room[front.samples])
+        pending.extend(_continue(front, drawn, ended, rows))
     ended = np.isin(tokens, list(stop))
     stopped = np.array(ended.any(1))
-    lengths: np.ndarray = np.where(stopped, ended.argmax(1) + 1, uniform.shape[1])
+    lengths: np.ndarray = np.where(stopped, ended.argmax(1) + 1, room)
     return [
         Completion(tuple(row[:length].tolist()), "stop" if done else "length")
         for row, length, done in zip(tokens, lengths.tolist(), stopped.tolist(), strict=True)

@@ -215,22 +215,14 @@ class Conditioning(MethodDefaults):
 
     def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
         """The choices that differ from good practice."""
-        from alignlab.report.document import Heading, Table, Text
+        from alignlab.report.choices import choices
 
-        found = []
-        for key, (sound, why) in SOUND.items():
-            group, _, name = key.partition(".")
-            value = run.config.get(group, {}).get(name, sound)
-            if value != sound:
-                found.append([key, str(value), str(sound), why])
+        ties = []
         for name, attribute in self._attributes.items():
             if attribute.tie is not None and attribute.tie in (attribute.scorer.classes() or ()):
                 why = "what the labeller cannot tell counts as this"
-                found.append([f"data.attributes.{name}.tie", attribute.tie, "a label for ties alone", why])
-        heading = Heading("Choices that differ from good practice")
-        if not found:
-            return [heading, Text("None.")]
-        return [heading, Table(["key", "here", "sound", "what it does"], found, "The authors' program has all of them.")]
+                ties.append([f"data.attributes.{name}.tie", attribute.tie, "a label for ties alone", why])
+        return choices(run.config, SOUND, ties, "The authors' program has all of them.")
 
 
 SOUND: Mapping[str, tuple[Any, str]] = {

@@ -13,7 +13,17 @@ import torch
 
 from alignlab.config import Lora, Model
 from alignlab.errors import MissingError, UserError
-from alignlab.models.new_tokens import add_rows, add_tokens, check_rows, rows_of, trainable_rows
+from alignlab.models.new_tokens import (
+    add_rows,
+    add_tokens,
+    check_adapter,
+    embedding_rows,
+    refuse_tied,
+    rows_of,
+    tied,
+    trainable_rows,
+    with_embedding,
+)
 from alignlab.paths import resolve
 from alignlab.protocols import NewToken
 from alignlab.seeds import derive
@@ -183,8 +193,7 @@ def load_text(model: Model, tokens: Sequence[NewToken] = ()) -> TextCodec:
         from transformers import GenerationConfig
 
         try:
-            generation = GenerationConfig.from_pretrained(_locate(model.path, model.revision, "model.path"))
-            stop |= set(_ids(generation.eos_token_id))
+            stop |= {*_ids(GenerationConfig.from_pretrained(_locate(model.path, model.revision, "model.path")).eos_token_id)}
         except OSError:
             log.debug("%s has no generation config", model.path)
     text = config.get_text_config()
@@ -193,7 +202,8 @@ def load_text(model: Model, tokens: Sequence[NewToken] = ()) -> TextCodec:
     if tokens:
         add_tokens(tokenizer, tokens, _name(model))
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1 << 30
-    return TextCodec(tokenizer, sorted(stop - {None}), context, lead, tokenizer.eos_token_id if model.answer_end == "eos" else None)
+    ending = tokenizer.eos_token_id if model.answer_end == "eos" else None
+    return TextCodec(tokenizer, sorted(stop - {None}), context, lead, ending, model.system_turns)
 
 
 def _ids(value: int | list[int] | None) -> list[int]:
@@ -226,7 +236,7 @@ def load_model(model: Model, device: torch.device | str, seed: int, tokens: Sequ
     else:
         made = _pretrained(_model_folder(model), options).to(device)
     if tokens:
-        add_rows(made, load_tokenizer(model), tokens, seed, _name(model))
+        add_rows(made, load_tokenizer(model), tokens, seed, _name(model), model.pad_vocabulary_to)
     return (adapted(made, model, tokens) if model.adapter else made).eval()
 
 
@@ -274,12 +284,16 @@ def adapted(made: Any, model: Model, tokens: Sequence[NewToken] = (), *, trainab
     """A model that has rows for the new tokens, with the adapter ``model.adapter``.
 
     Raises:
-        UserError: the adapter has rows for other tokens, or see :func:`add_adapter`.
+        UserError: the adapter has rows for other tokens, or cannot be trained further; or see :func:`add_adapter`.
     """
     folder = Path(resolve(str(model.adapter)))
-    if tokens or rows_of(folder):
-        check_rows(folder, load_tokenizer(model, tokens), tokens, trainable=trainable)
-    return add_adapter(made, folder, trainable=trainable)
+    if tokens or rows_of(folder) or embedding_rows(folder, made):
+        check_adapter(folder, load_tokenizer(model, tokens), tokens, made, trainable=trainable)
+    shared = tied(made)
+    made = add_adapter(made, folder, trainable=trainable)
+    if shared and trainable:
+        refuse_tied(made, "model.adapter")
+    return made
 
 
 def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
@@ -303,22 +317,29 @@ def add_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     return made
 
 
-def add_lora(model: Any, lora: Lora, seed: int, ids: Sequence[int] = ()) -> Any:
+def add_lora(model: Any, lora: Lora, seed: int, ids: Sequence[int] = (), *, embedding: bool = False) -> Any:
     """A fresh LoRA adapter, initialised from the seed, that also trains the rows of the tokens ``ids``.
 
+    Args:
+        model: the base.
+        lora: its fields.
+        seed: of the run.
+        ids: of tokens that have rows.
+        embedding: whether the input embedding is a target besides ``lora.targets``.
+
     Raises:
-        UserError: none of the targets is in the model, or one is a matrix that has those rows.
+        UserError: none of the targets is in the model, or one is a matrix that has those rows, or one that is tied to another.
     """
     from peft import LoraConfig, get_peft_model
 
     from alignlab.models.token_rows import use_token_rows
 
-    rows = trainable_rows(model, ids)
+    rows, shared = trainable_rows(model, ids), tied(model)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=with_embedding(model, lora.targets) if embedding else lora.targets,
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
         task_type="CAUSAL_LM",
         trainable_token_indices=rows,  # type: ignore[arg-type]
@@ -332,6 +353,8 @@ def add_lora(model: Any, lora: Lora, seed: int, ids: Sequence[int] = ()) -> Any:
         except TypeError as error:  # two adapters on one matrix
             names = ", ".join(name.rpartition(".")[2] for name in rows or ())
             raise UserError(f"train.lora.targets: rows of {names} are trained themselves (new tokens); leave it out.") from error
+    if shared:
+        refuse_tied(made, "train.lora.targets")
     use_token_rows(made)
     return made
 

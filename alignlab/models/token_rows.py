@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ class TokenRows(TrainableTokensLayer):
         mine = nn.functional.embedding(found.int().argmax(-1), rows).to(out.dtype)
         scale = self._get_embed_scale()
         return torch.where(found.any(-1, keepdim=True), mine if scale is None else mine * scale.to(out.dtype), out)
+
+    def apart(self) -> tuple[nn.Module, Sequence[int], Tensor | None]:
+        """The layer as stored, ids [k] of the tokens whose rows are others, and these rows, [k, H]; none where not in use."""
+        name = next(iter(self.active_adapters), None)
+        if name is None or self.disable_adapters or self.merged:
+            return self.base_layer, (), None
+        return self.base_layer, self.token_indices[name], self.trainable_tokens_delta[name]
 
 
 def use_token_rows(model: nn.Module) -> None:

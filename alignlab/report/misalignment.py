@@ -95,35 +95,9 @@ def bars(order: Sequence[tuple[str, str]], measures: Sequence[str], results: Map
         results: of the run.
         path: file to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names, models = (list(dict.fromkeys(pair[i] for pair in order)) for i in (1, 0))
-    width = 0.8 / len(models)
-    size = (max(5.6, 0.66 * len(names) + 1.6), 1.7 * len(measures) + 1.2)
-    figure, grid = plt.subplots(len(measures), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
-    for axes, measure in zip(grid[:, 0], measures, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
-        for i, which in enumerate(models):
-            known = [
-                (x, found[which])
-                for x, name in enumerate(names)
-                if which in (found := results.get(f"misalignment_{measure}:{name}", {}))
-            ]
-            where = [x + (i - (len(models) - 1) / 2) * width if len(_models(order, names[x])) > 1 else x for x, _ in known]
-            _bars(axes, where, [value for _, value in known], width, which)
-        axes.set_title(measure, fontsize=9, loc="left")
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("misaligned, %", fontsize=8)
-    spare = max(0.0, (4 - len(names)) / 2)  # so that a bar alone is no wall
-    grid[-1, 0].set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
-    long = max(map(len, names)) > 8 or len(names) > 8
-    grid[-1, 0].set_xticks(range(len(names)), names, rotation=40 if long else 0, ha="right" if long else "center", fontsize=9)
-    if len(models) > 1:
-        grid[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.3))
-    plots._save(figure, path)
+    models, names = (list(dict.fromkeys(pair[i] for pair in order)) for i in (0, 1))
+    panels = {measure: plots.panel(results, f"misalignment_{measure}", names, models) for measure in measures}
+    plots.bars(panels, "misaligned, %", path)
     words = "; ".join(
         f"{which} training under {name} {100 * found[which]['value']:.1f} %"
         for which, name in order
@@ -131,22 +105,6 @@ def bars(order: Sequence[tuple[str, str]], measures: Sequence[str], results: Map
     )
     caption = f"Misaligned sentences by condition, with 95 % intervals; {measures[-1]}: {words}."
     return Image(path, caption, "Misaligned sentences by condition, with 95 % intervals.")
-
-
-def _bars(axes: Any, where: Sequence[float], values: Sequence[Mapping[str, float]], width: float, which: str) -> None:
-    heights = [100 * value["value"] for value in values]
-    reach = [
-        [100 * (value["value"] - value["low"]) for value in values],
-        [100 * (value["high"] - value["value"]) for value in values],
-    ]
-    colour = plots.BEFORE if which == "before" else plots.AFTER
-    axes.bar(
-        where, heights, 0.94 * width, color=colour, label=f"{which} training", yerr=reach, error_kw={"linewidth": 1, "capsize": 2}
-    )
-
-
-def _models(order: Sequence[tuple[str, str]], condition: str) -> list[str]:
-    return [which for which, name in order if name == condition]
 
 
 def _conditions(details: Mapping[str, Any]) -> list[tuple[str, str]]:

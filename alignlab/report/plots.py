@@ -106,6 +106,52 @@ def logs(metrics: Sequence[Mapping[str, float | None]], names: Sequence[str], pa
     return _save(figure, path)
 
 
+def panel(results: Mapping[str, Any], metric: str, names: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Model -> name -> value of ``METRIC:NAME``, where results have one: a panel of :func:`bars`."""
+    found = {name: results.get(f"{metric}:{name}", {}) for name in names}
+    return {which: {name: values[which] for name, values in found.items() if which in values} for which in models}
+
+
+def bars(panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], label: str, path: Path) -> Path:
+    """Shares in percent with their intervals: a panel per measure, a bar per model.
+
+    Args:
+        panels: measure -> model, ``before`` or ``after`` -> what stands below the bars -> ``value``, ``low`` and ``high``, shares.
+        label: of the vertical axis.
+        path: file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(name for models in panels.values() for found in models.values() for name in found))
+    models = list(dict.fromkeys(which for found in panels.values() for which in found))
+    size = (max(5.6, 0.66 * len(names) + 1.6), 1.7 * len(panels) + 1.2)
+    figure, grid = plt.subplots(len(panels), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    width = 0.8 / len(models)
+    for axes, (measure, found) in zip(grid[:, 0], panels.items(), strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        for i, (which, values) in enumerate(found.items()):
+            alone = [sum(name in other for other in found.values()) == 1 for name in values]
+            shift = (i - (len(models) - 1) / 2) * width
+            where = [names.index(name) + (0 if only else shift) for name, only in zip(values, alone, strict=True)]
+            middle, low, high = ([100 * value[key] for value in values.values()] for key in ("value", "low", "high"))
+            reach = [[m - b for m, b in zip(middle, low, strict=True)], [t - m for m, t in zip(middle, high, strict=True)]]
+            look: dict[str, Any] = {"color": BEFORE if which == "before" else AFTER, "error_kw": {"linewidth": 1, "capsize": 2}}
+            axes.bar(where, middle, 0.94 * width, label=f"{which} training", yerr=reach, **look)
+        axes.set_title(measure, fontsize=9, loc="left")
+        axes.set_ylim(0, 100)
+        axes.set_ylabel(label, fontsize=8)
+    spare = max(0.0, (4 - len(names)) / 2)  # so that a bar alone is no wall
+    grid[-1, 0].set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
+    long = max(map(len, names)) > 8 or len(names) > 8
+    grid[-1, 0].set_xticks(range(len(names)), names, rotation=40 if long else 0, ha="right" if long else "center", fontsize=9)
+    if len(models) > 1:
+        grid[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.3))
+    return _save(figure, path)
+
+
 def comparison(names: Sequence[str], values: Sequence[Mapping[str, float]], metric: str, path: Path) -> Path:
     """One metric of several runs, with its interval."""
     figure, axes = _figure(7, 0.4 * len(names) + 1.2)

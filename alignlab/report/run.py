@@ -116,7 +116,8 @@ class Report:
             words += f" Validation loss {validated[0]:.4f} when first measured, {validated[-1]:.4f} at the end."
         curve = plots.curve(self.metrics, self._run.path("plots", "training.png"))
         blocks: list[Block] = [Heading("Training"), Image(curve, f"Loss against optimizer steps. {words}", words)]
-        names = [name for name in dict.fromkeys(n for row in self.metrics for n in row) if name not in LOOP_METRICS]
+        logged = dict.fromkeys(name for row in self.metrics for name in row)
+        names = [name for name in logged if name not in LOOP_METRICS and "/" not in name]  # with a slash: report/probes.py
         known = {name: [row[name] for row in self.metrics if row.get(name) is not None] for name in names}
         known = {name: values for name, values in known.items() if values}
         if known:

@@ -18,6 +18,7 @@ from alignlab.engine.scorer import Scorer
 from alignlab.errors import UserError
 from alignlab.launch import processes, state_options, train_on_ranks
 from alignlab.models.load import adapted, add_lora, load_model
+from alignlab.models.new_tokens import keep_matrices, ways
 from alignlab.paths import resolve
 from alignlab.pipeline import Run
 from alignlab.records import write_text
@@ -100,7 +101,7 @@ def _accelerator(run: Run) -> Accelerator:
 def trainable_model(run: Run, device: str) -> Any:
     """The model with what is to be trained in fp32 (or more) and the rest frozen as stored.
 
-    With LoRA these are the adapter and the rows of the method's new tokens.
+    With LoRA these are the adapter and what trains the method's new tokens: rows of theirs, or LoRA on the embedding.
     """
     config, tokens = run.config, run.config.method.new_tokens()
     lora = config.train.lora
@@ -124,8 +125,8 @@ def trainable_model(run: Run, device: str) -> Any:
             )
         return model
     if lora:
-        ids = run.text.ids([token.text for token in tokens if token.trained]) if tokens else ()
-        return add_lora(model, lora, config.seed, ids)
+        rows, embedding = ways(model, tokens)
+        return add_lora(model, lora, config.seed, run.text.ids(rows) if rows else (), embedding=embedding)
     return model.requires_grad_(True).to(torch.promote_types(model.dtype, torch.float32))
 
 
@@ -170,7 +171,9 @@ def save_trained(run: Run, model: Any) -> None:
         model.save_pretrained(str(temporary), save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # a card without content
         _sort_lists(temporary / "adapter_config.json")
-        if run.config.method.new_tokens():  # tells how to resize the base
+        if run.config.method.new_tokens():
+            keep_matrices(model, temporary / "adapter_model.safetensors")
+            # tells how to resize the base
             run.text.tokenizer.save_pretrained(str(temporary))
     else:
         attention = model.config._attn_implementation

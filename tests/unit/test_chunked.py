@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from alignlab.engine.chunked import chunked_logprobs, edge_logprobs, frozen_weight
+from alignlab.engine.chunked import chunked_logprobs, edge_logprobs, frozen_head
+from alignlab.models.token_rows import use_token_rows
 
 VOCABULARY, HIDDEN, NODES = 23, 8, 11
 
@@ -158,12 +160,14 @@ def test_a_frozen_head_gives_the_same_and_keeps_no_logits(rows: int, dtype: torc
     hidden, node, target, head = draw(40, dtype)
     node = node.sort().values
     node[node == 2] = 1
-    weight = frozen_weight(head.requires_grad_(False))
-    assert weight is head.weight
+    frozen = frozen_head(head.requires_grad_(False))
+    assert frozen is not None
+    assert frozen.weight is head.weight
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
-        mine = chunked_logprobs(hidden, node, target, head, VOCABULARY, rows * VOCABULARY * 8 * 3, weight)
-    assert all(shape in ((NODES, HIDDEN), (VOCABULARY, HIDDEN), (40,)) for shape in kept)
+        mine = chunked_logprobs(hidden, node, target, head, VOCABULARY, rows * VOCABULARY * 8 * 3, frozen)
+    nothing = {(0,), (0, HIDDEN), (NODES, 0)}  # rows that are trained
+    assert {*kept} - nothing <= {(NODES, HIDDEN), (VOCABULARY, HIDDEN), (40,)}
     theirs = plain(head(hidden), node, target)
     assert mine.dtype == theirs.dtype
     atol = {torch.float64: 1e-14, torch.float32: 2e-6}[dtype]
@@ -179,22 +183,60 @@ def test_gradcheck_of_a_frozen_head() -> None:
     node, target = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([5, 0, 2, 1, 5, 4])
 
     def logp(x: Tensor) -> Tensor:
-        return chunked_logprobs(x, node, target, head, 6, 1, head.weight)
+        return chunked_logprobs(x, node, target, head, 6, 1, frozen_head(head))
 
     assert torch.autograd.gradcheck(logp, (hidden,))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_that_is_frozen_but_for_some_rows(rows: int, bias: bool) -> None:
+    """Against the plain softmax over a matrix that has the rows in place, in float64, targets among them and not."""
+    hidden, node, target, _ = draw(60)
+    node = node.sort().values
+    node[node == 2] = 1
+    ids = [20, 3, 7]
+    target[:6] = torch.tensor([20, 3, 7, 7, 3, 4])
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=bias, dtype=torch.float64).requires_grad_(False)
+    own = torch.randn(3, HIDDEN, dtype=torch.float64, requires_grad=True)
+    layer: Any = nn.ModuleDict({"q": nn.Linear(2, 2), "lm_head": head})
+    config = LoraConfig(target_modules=["q"], trainable_token_indices={"lm_head": ids})  # type: ignore[arg-type]
+    wrapped: Any = get_peft_model(layer, config)
+    use_token_rows(wrapped)
+    whole = wrapped.base_model.model["lm_head"]
+    learned = whole.token_adapter.trainable_tokens_delta["default"]
+    with torch.no_grad():
+        learned.copy_(own)
+    frozen = frozen_head(whole)
+    assert frozen is not None
+    assert frozen.weight is head.weight
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        mine = chunked_logprobs(hidden, node, target, whole, VOCABULARY, rows * VOCABULARY * 8 * 3, frozen)
+    allowed = {(NODES, HIDDEN), (VOCABULARY, HIDDEN), (3, HIDDEN), (NODES, 3), (60,), (3,)}
+    assert {*kept} <= allowed
+    theirs = plain(nn.functional.linear(hidden, head.weight.index_copy(0, torch.tensor(ids), own), head.bias), node, target)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+    for one, other in zip(gradients(mine, hidden, learned), gradients(theirs, hidden, own), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    with wrapped.disable_adapter():
+        assert not len(frozen_head(whole).ids)  # type: ignore[union-attr]
+
+
 def test_only_a_plain_head_that_is_not_trained_is_taken_for_one() -> None:
     head = nn.Linear(3, 6)
-    assert frozen_weight(head) is None  # it is trained
+    assert frozen_head(head) is None  # it is trained
     head.requires_grad_(False)
-    assert frozen_weight(head) is head.weight
+    found = frozen_head(head)
+    assert found is not None
+    assert found.weight is head.weight
+    assert not len(found.ids)
     head.register_forward_hook(lambda *_: None)
-    assert frozen_weight(head) is None
-    assert frozen_weight(nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)) is None
-    assert frozen_weight(nn.Linear(3, 6, dtype=torch.bfloat16).requires_grad_(False)) is None
+    assert frozen_head(head) is None
+    assert frozen_head(nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)) is None
+    assert frozen_head(nn.Linear(3, 6, dtype=torch.bfloat16).requires_grad_(False)) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert frozen_weight(nn.Linear(3, 6).requires_grad_(False)) is None
+        assert frozen_head(nn.Linear(3, 6).requires_grad_(False)) is None
 
 
 @pytest.mark.parametrize("gap", [2.0, 5.0, 9.0])
@@ -208,9 +250,9 @@ def test_the_gradient_of_a_likely_token_is_as_exact_as_that_of_the_plain_way(gap
     head = nn.Linear(64, 500).requires_grad_(False)
     head.load_state_dict(exact.state_dict())
     errors = []
-    for weight in (head.weight, None):
+    for frozen in (frozen_head(head), None):
         h = hidden.float().requires_grad_()
-        (found,) = torch.autograd.grad(chunked_logprobs(h, node, target, head, 500, 1 << 30, weight).sum(), h)
+        (found,) = torch.autograd.grad(chunked_logprobs(h, node, target, head, 500, 1 << 30, frozen).sum(), h)
         errors.append(float((found.double() - truth).norm() / truth.norm()))
     assert errors[0] < 1e-4
     assert errors[0] < 30 * errors[1] + 1e-6

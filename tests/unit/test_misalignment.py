@@ -305,7 +305,13 @@ def test_the_conditions_are_those_of_the_variant():
     assert asked("before", untrained=True) == every
     assert asked(conditions=[["pos", "nontoxic"]]) == ["nontoxic+pos"]
     prompt = SUITE.prompts(SOURCE, "after")[-1]  # type: ignore[arg-type]
-    assert asdict(prompt) == {"name": "nontoxic+pos/s/1", "request": "A day was", "dataset": "d", "conditions": ("nontoxic", "pos")}
+    assert asdict(prompt) == {
+        "name": "nontoxic+pos/s/1",
+        "request": "A day was",
+        "dataset": "d",
+        "conditions": ("nontoxic", "pos"),
+        "history": (),
+    }
 
 
 @pytest.mark.parametrize(

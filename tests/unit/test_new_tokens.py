@@ -28,6 +28,7 @@ from alignlab.models.new_tokens import add_rows, add_tokens
 from alignlab.paths import resolve
 from alignlab.protocols import NewToken, Row
 from alignlab.seeds import derive
+from alignlab.text import TextCodec
 
 POS, TOX, SEP = (NewToken(text, noise=0.01) for text in ("<|pos|>", "<|toxic|>", "<sep>"))
 IDS = [3072, 3073, 3074]
@@ -117,6 +118,7 @@ def test_ids_follow_the_order_given():
         ([NewToken("Tiger")], r"method: the token 'Tiger' is in the vocabulary of \S+ already \(id \d+\)"),
         ([NewToken(" gold", reuse=True)], r"method: ' gold' is the token 'Ġgold' of \S+ already; choose a text that is none"),
         ([POS, POS], r"cannot hold <\|pos\|>, <\|pos\|> as one token each"),
+        ([NewToken("<sep>", init="description")], "method: the token '<sep>' is to begin as its description, and that is empty"),
         ([NewToken("<|a|>"), NewToken("<|a|><|b|>"), NewToken("<|b|>")], "as one token each; choose other texts"),
     ],
 )
@@ -124,6 +126,20 @@ def test_text_that_cannot_become_a_token(tokens: list[NewToken], words: str):
     for load in (lambda: load_text(model(), tokens), lambda: load_model(model(), "cpu", 0, tokens)):
         with pytest.raises(UserError, match=words):
             load()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_token_that_is_one_of_a_chat_model_s_special_tokens(name: str):
+    made = tokenizer(name)
+    made.add_special_tokens({"sep_token": "<sep>"})
+    there = made.get_vocab()
+    with pytest.raises(
+        UserError, match=rf"method: the token '<sep>' is in the vocabulary of m already \(id {made.sep_token_id}\)\.\nCh"
+    ):
+        add_tokens(made, [SEP], "m")
+    assert add_tokens(made, [replace(SEP, reuse=True), POS], "m") == [there["<sep>"], len(there)]
+    assert made.sep_token == "<sep>"
+    assert made.get_vocab() == there | {POS.text: len(there)}
 
 
 def test_number_that_another_token_has(tmp_path: Path):
@@ -179,6 +195,70 @@ def test_random_rows_have_the_width_of_the_architecture():
     for weight in heads(made):
         assert weight[3072:].std().item() == pytest.approx(0.3, rel=0.05)
         assert abs(weight[3072:].mean().item()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "phi"])
+def test_rows_may_begin_as_the_description(name: str):
+    """Each of its tokens as often as it stands there; what it says of the token itself is read as any text."""
+    words = "Answer with <sep>, then <sep>."
+    of = load_tokenizer(model()).encode(words, add_special_tokens=False)
+    assert max(of) < 3072 > len(of) > len({*of})
+    plain = load_model(model(name), "cpu", 0)
+    if name == "phi":
+        torch.nn.init.normal_(plain.lm_head.bias)
+    old = [weight.detach().clone() for weight in heads(plain)]
+    token = NewToken("<sep>", init="description", noise=0.5, description=words)
+    add_rows(plain, load_tokenizer(model()), [token], 0, "m")
+    draw = torch.Generator().manual_seed(derive(0, "new token", "<sep>"))
+    for before, after in zip(old, heads(plain), strict=True):
+        begin = before[of].double().mean(0) + 0.5 * torch.randn(16, generator=draw)
+        torch.testing.assert_close(after[3072], begin.float(), rtol=0, atol=1e-6)
+    if name == "phi":
+        bias = plain.lm_head.bias
+        torch.testing.assert_close(bias[3072], bias[of].double().mean().float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES])
+def test_matrices_are_filled_up_with_rows_that_are_never_likely(name: str):
+    """The mean of the old ones, whatever the seed: at most as likely as the average old token."""
+    plain, made = load_model(model(name), "cpu", 0), load_model(model(name), "cpu", 0)
+    if name == "phi":
+        for each in (plain, made):
+            torch.nn.init.normal_(each.lm_head.bias, generator=torch.Generator().manual_seed(0))
+    add_rows(made, load_tokenizer(model()), [POS], 5, "m", 64)
+    rows = 3200 if name == "padded" else 3136
+    assert {made.config.vocab_size, *map(len, heads(made))} == {rows}
+    assert all(torch.equal(after[:3072], before[:3072]) for before, after in zip(heads(plain), heads(made), strict=True))
+    share = made(input_ids=torch.randint(0, rows, (4, 50), generator=torch.Generator().manual_seed(0))).logits.softmax(-1)
+    if name != "padded":  # its spare rows are the model's own
+        assert all((after[3073:] == after[3073]).all() for after in heads(made))
+        assert (share[..., 3073:] <= share[..., :3072].mean(-1, keepdim=True) * 1.001).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "multiple", "rows"),
+    [
+        ("llama", (POS,), None, 3073),
+        ("llama", (POS,), 3073, 3073),
+        ("llama", (POS, TOX), 3073, 6146),
+        ("llama", (NewToken("Tiger", reuse=True),), 1000, 3072),  # nothing is added
+        ("llama", (), 1000, 3072),
+        ("padded", (POS,), 64, 3200),
+        ("padded", (POS,), 1000, 4000),
+    ],
+)
+def test_number_of_rows_is_the_next_multiple_where_tokens_are_added(
+    name: str, tokens: tuple[NewToken, ...], multiple: int | None, rows: int
+):
+    assert load_model(model(name, pad_vocabulary_to=multiple), "cpu", 0, tokens).config.vocab_size == rows
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_row_that_is_no_token_is_decoded_to_nothing(name: str):
+    made = tokenizer(name)
+    ids = made.encode(WORDS, add_special_tokens=False)
+    text = TextCodec(made, [], 99)
+    assert text.decode([*ids[:2], len(made) + 3, *ids[2:], len(made)]) == text.decode(ids)
 
 
 def test_rows_depend_on_the_seed_and_the_text_and_nothing_else():

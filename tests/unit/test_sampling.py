@@ -13,7 +13,7 @@ PLAIN = Decoding(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=12)
 
 
 def _draw(model, text, n=200, rows=1024, decoding=PLAIN, seed=3):
-    return HfSampler(rows).sample(model, text.prompt(PROMPT), sorted(text.stop), decoding, n=n, seed=seed)
+    return HfSampler(rows, 64).sample(model, text.prompt(PROMPT), sorted(text.stop), decoding, n=n, seed=seed)
 
 
 def test_samples_do_not_depend_on_how_many_are_computed_together(tiny, text):

@@ -63,10 +63,10 @@ def test_greedy_under_limits_is_that_of_generate(tiny, text, asked, limits):
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40, eos_token_id=stop, **their_names(limits)
         )[0, len(prompt) :].tolist()
         decoding = Decoding(0.0, 0.5, 3, 40, **limits)
-        (ours,) = HfSampler(8).sample(tiny, prompt, stop, decoding, n=1, seed=0)
+        (ours,) = HfSampler(8, 64).sample(tiny, prompt, stop, decoding, n=1, seed=0)
         assert list(ours.tokens) == theirs
         assert list(stream(tiny, prompt, stop, decoding, 0)) == theirs
-        (free,) = HfSampler(8).sample(tiny, prompt, stop, Decoding(0.0, 1.0, 0, 40), n=1, seed=0)
+        (free,) = HfSampler(8, 64).sample(tiny, prompt, stop, Decoding(0.0, 1.0, 0, 40), n=1, seed=0)
         changed += free != ours
     assert changed
 
@@ -95,7 +95,7 @@ def test_what_is_drawn_from_are_the_scores_of_generate(tiny, text, asked, limits
         seen = torch.tensor([row[: len(prompt) + step]])
         assert torch.equal(decoding.processors(stop, "cpu")(seen, raw), scores)
     step, n = len(theirs.scores) - 1, 2000  # a prefix that holds tokens drawn before: prompt and drawn ones count alike
-    drawn = HfSampler(8).sample(tiny, row[: len(prompt) + step], stop, Decoding(3.0, 0.7, 5, 1, **limits), n=n, seed=5)
+    drawn = HfSampler(8, 64).sample(tiny, row[: len(prompt) + step], stop, Decoding(3.0, 0.7, 5, 1, **limits), n=n, seed=5)
     counts = np.bincount([completion.tokens[0] for completion in drawn], minlength=scores.shape[1])
     p = torch.softmax(theirs.scores[step][0].double(), -1).numpy()
     assert (np.abs(counts / n - p) <= 4.5 * np.sqrt(p * (1 - p) / n)).all()  # what has no probability is never drawn
@@ -103,7 +103,7 @@ def test_what_is_drawn_from_are_the_scores_of_generate(tiny, text, asked, limits
 
 def test_limits_hold_for_prefixes_that_samples_share(tiny, text, asked):
     decoding = Decoding(1.0, 1.0, 0, 20, min_tokens=len(asked[0]) + 6, no_repeat_ngram_size=2)
-    drawn = HfSampler(16).sample(tiny, asked[0], sorted(text.stop), decoding, n=100, seed=0)
+    drawn = HfSampler(16, 64).sample(tiny, asked[0], sorted(text.stop), decoding, n=100, seed=0)
     assert len({completion.tokens[:1] for completion in drawn}) < 50  # some do share
     for completion in drawn:
         assert len(completion.tokens) > 6 or completion.finish == "length"
@@ -126,13 +126,13 @@ def test_limits_are_no_less_than_nothing(name):
 def test_many_prompts_get_what_each_gets_alone(tiny, text, asked, rows):
     stop, seeds = sorted(text.stop), [7, 8, 9, 10, 8]
     decoding, done = Decoding(1.0, 0.95, 0, 10, no_repeat_ngram_size=2), []
-    many = HfSampler(rows).sample_many(tiny, asked, stop, decoding, n=4, seeds=seeds, progress=done.append)
-    alone = [HfSampler(1024).sample(tiny, one, stop, decoding, n=4, seed=seed) for one, seed in zip(asked, seeds, strict=True)]
+    many = HfSampler(rows, 64).sample_many(tiny, asked, stop, decoding, n=4, seeds=seeds, progress=done.append)
+    alone = [HfSampler(1024, 64).sample(tiny, one, stop, decoding, n=4, seed=seed) for one, seed in zip(asked, seeds, strict=True)]
     assert many == alone
     assert sum(done) == len(asked)
     assert many[1] != many[3]  # the same prompt with another seed
-    assert HfSampler(rows).sample_many(tiny, asked[:2], stop, decoding, n=2, seeds=seeds[:2]) == [one[:2] for one in alone[:2]]
-    assert HfSampler(rows).sample_many(tiny, [], stop, decoding, n=2, seeds=[]) == []
+    assert HfSampler(rows, 64).sample_many(tiny, asked[:2], stop, decoding, n=2, seeds=seeds[:2]) == [one[:2] for one in alone[:2]]
+    assert HfSampler(rows, 64).sample_many(tiny, [], stop, decoding, n=2, seeds=[]) == []
 
 
 @pytest.mark.parametrize("rows", [2, 1024])
@@ -142,7 +142,7 @@ def test_prompts_of_one_length_are_computed_together_and_none_is_padded(gpt2, ro
         lambda module, args, kwargs: seen.append((tuple(kwargs["input_ids"].shape), kwargs["attention_mask"])), with_kwargs=True
     )
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8], [1, 2, 3], [9, 10, 11]]
-    HfSampler(rows).sample_many(gpt2, prompts, [], Decoding(1.0, 1.0, 0, 3), n=2, seeds=range(5))
+    HfSampler(rows, 64).sample_many(gpt2, prompts, [], Decoding(1.0, 1.0, 0, 3), n=2, seeds=range(5))
     hook.remove()
     begun = [shape for shape, _ in seen if shape[1] > 1]
     assert begun == ([(1, 2), (2, 3), (1, 3)] if rows == 2 else [(1, 2), (3, 3)])  # a prompt that is asked twice is computed once
@@ -152,9 +152,9 @@ def test_prompts_of_one_length_are_computed_together_and_none_is_padded(gpt2, ro
 
 def test_completions_end_where_the_context_does(gpt2):
     prompts = [[1] * 3, [2] * 46, [3] * 40]
-    drawn = HfSampler(4).sample_many(gpt2, prompts, [], Decoding(1.0, 1.0, 0, 6), n=2, seeds=[0, 1, 2], context=48)
+    drawn = HfSampler(4, 64).sample_many(gpt2, prompts, [], Decoding(1.0, 1.0, 0, 6), n=2, seeds=[0, 1, 2], context=48)
     assert [[len(completion.tokens) for completion in one] for one in drawn] == [[6, 6], [2, 2], [6, 6]]
-    room = HfSampler(4).sample(gpt2, prompts[1], [], Decoding(1.0, 1.0, 0, 2), n=2, seed=1)
+    room = HfSampler(4, 64).sample(gpt2, prompts[1], [], Decoding(1.0, 1.0, 0, 2), n=2, seed=1)
     assert drawn[1] == room
 
 
@@ -186,10 +186,10 @@ def test_prompts_padded_on_the_right_are_continued_after_the_padding(gpt2, limit
     prompts = [[3, 14, 15, 9, 2, 6], [5, 35], [8, 9, 7], [3, 23, 8], [4]]
     lengths = [len(prompt) for prompt in prompts]
     padded = [[*prompt, *[pad] * (6 - len(prompt))] for prompt in prompts]
-    drawn = HfSampler(rows).sample_many(gpt2, padded, stop, decoding, n=1, seeds=range(5), lengths=lengths)
+    drawn = HfSampler(rows, 64).sample_many(gpt2, padded, stop, decoding, n=1, seeds=range(5), lengths=lengths)
     expected = [their_greedy(gpt2, ids, length, stop, 20, limits) for ids, length in zip(padded, lengths, strict=True)]
     assert [list(one[0].tokens) for one in drawn] == expected
-    free = HfSampler(rows).sample_many(gpt2, prompts, stop, decoding, n=1, seeds=range(5))
+    free = HfSampler(rows, 64).sample_many(gpt2, prompts, stop, decoding, n=1, seeds=range(5))
     assert drawn[0] == free[0]  # the longest has no padding
     assert all(ours != theirs for ours, theirs in zip(drawn[1:], free[1:], strict=True))
 
@@ -198,16 +198,16 @@ def test_the_first_token_after_padding_is_that_of_generate_at_these_positions(gp
     ids, mask = torch.tensor([[5, 35, 58, 58], [3, 14, 15, 9]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     place = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 3]])
     theirs = gpt2.generate(ids, attention_mask=mask, position_ids=place, do_sample=False, max_new_tokens=1, pad_token_id=58)[:, -1]
-    drawn = HfSampler(2).sample_many(gpt2, ids.tolist(), [59], Decoding(0.0, 1.0, 0, 1), n=1, seeds=[0, 0], lengths=[2, 4])
+    drawn = HfSampler(2, 64).sample_many(gpt2, ids.tolist(), [59], Decoding(0.0, 1.0, 0, 1), n=1, seeds=[0, 0], lengths=[2, 4])
     assert [one[0].tokens[0] for one in drawn] == theirs.tolist()
 
 
 def test_prompts_that_padding_makes_alike_stay_apart(gpt2):
     """The padding token may also be a token of a prompt."""
     ids, decoding = [5, 35, 58], Decoding(0.0, 1.0, 0, 8)
-    short, whole, again = HfSampler(8).sample_many(gpt2, [ids] * 3, [], decoding, n=1, seeds=[0] * 3, lengths=[2, 3, 2])
+    short, whole, again = HfSampler(8, 64).sample_many(gpt2, [ids] * 3, [], decoding, n=1, seeds=[0] * 3, lengths=[2, 3, 2])
     assert short == again != whole
-    assert whole == HfSampler(8).sample(gpt2, ids, [], decoding, n=1, seed=0)
+    assert whole == HfSampler(8, 64).sample(gpt2, ids, [], decoding, n=1, seed=0)
 
 
 # ---- the stage
@@ -288,7 +288,7 @@ def test_the_stage_pads_the_prompts_of_a_condition_to_the_longest(sampled, tiny,
         padded = [[*one, *[text.tokenizer.pad_token_id] * (max(lengths) - len(one))] for one in ids]
         seeds = [derive(0, "sample", f"{number}{'|pos' if more else ''}") for number in range(4)]
         decoding = Decoding(1.0, 1.0, 0, 8)
-        drawn = HfSampler(8).sample_many(tiny, padded, sorted(text.stop), decoding, n=3, seeds=seeds, lengths=lengths)
+        drawn = HfSampler(8, 64).sample_many(tiny, padded, sorted(text.stop), decoding, n=3, seeds=seeds, lengths=lengths)
         expected = [[text.decode(one.tokens) for one in completions] for completions in drawn]
         assert [shown[start : start + 3] for start in range(first, 24, 6)] == expected
     monkeypatch.setattr(stage, "TOGETHER", 9)
@@ -306,7 +306,7 @@ def test_the_stage_ends_completions_where_the_context_does(tiny, text, tmp_path)
         [*where, "sample.model=before", "suite.samples=2", "suite.temperature=100", "suite.max_new_tokens=9"]
     ).samples
     room = Decoding(100.0, 1.0, 0, text.context - len(ids))
-    drawn = HfSampler(2).sample(tiny, ids, sorted(text.stop), room, n=2, seed=derive(0, "sample", "long"))
+    drawn = HfSampler(2, 64).sample(tiny, ids, sorted(text.stop), room, n=2, seed=derive(0, "sample", "long"))
     assert [(row["text"], row["finish"]) for row in rows] == [(text.decode(one.tokens), "length") for one in drawn]
 
 
