@@ -131,7 +131,9 @@ def load_tokenizer(model: Model, tokens: Sequence[NewToken] = ()) -> Any:
         raise MissingError(f"{where}: the tokenizer in {folder} needs a package: {_problem(error)}\n{hint}") from None
     except Exception as error:
         raise UserError(f"{where}: {folder} holds no tokenizer that can be read: {_problem(error)}") from None
-    tokenizer.init_kwargs |= options  # else a saved one forgets it
+    tokenizer.init_kwargs |= (
+        {"legacy": tokenizer.legacy} if hasattr(tokenizer, "legacy") else options
+    )  # else a saved one forgets it
     if model.chat_template:
         file = Path(resolve(model.chat_template))
         if not file.is_file():

@@ -76,7 +76,27 @@ def test_control_tokens_learn_the_same_on_two_processes(method, cli, tmp_path):
     _close(_losses(tmp_path / "cpu"), _losses(tmp_path / "cpu2"), 1e-5)
 
 
-METHODS = {"diffuse": ["data=fruits"], "cut": ["method=cut", *JUDGED], "dpo": ["method=dpo", *JUDGED], "conditioning": LABELLED}
+DIALOGUES = ["method=delia", "data.diverse_ratio=0.5", "data.diverse_source=external", "train.groups_per_step=5"]
+
+
+def test_dialogues_and_a_new_token_learn_the_same_on_two_processes(cli, tmp_path):
+    common = [*QUICK, *DIALOGUES, "train.max_steps=6", "train.probe_every_steps=3"]
+    runs = [cli(*common, f"hardware={hardware}", f"run_dir={hardware}") for hardware in ("cpu", "cpu2")]
+    assert [run.returncode for run in runs] == [0, 0], runs[1].stderr
+    _close(_losses(tmp_path / "cpu"), _losses(tmp_path / "cpu2"), 1e-5)
+    one, two = (list(read_jsonl(tmp_path / name / "metrics.jsonl")) for name in ("cpu", "cpu2"))
+    for name in ("nll_downstream", "nll_diverse", "important/nll", "gradient/cosine", "<sep>/similarity"):
+        assert [row.get(name) for row in one] == pytest.approx([row.get(name) for row in two], abs=1e-4)
+    assert [row["step"] for row in one if "gradient/cosine" in row] == [3, 6]
+
+
+METHODS = {
+    "diffuse": ["data=fruits"],
+    "cut": ["method=cut", *JUDGED],
+    "dpo": ["method=dpo", *JUDGED],
+    "conditioning": LABELLED,
+    "delia": DIALOGUES,
+}
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -142,6 +142,15 @@ def test_a_token_that_is_one_of_a_chat_model_s_special_tokens(name: str):
     assert made.get_vocab() == there | {POS.text: len(there)}
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokenizer_that_is_saved_reads_as_before(name: str, tmp_path: Path):
+    tokenizer(name).save_pretrained(str(tmp_path / "a"))
+    made = load_tokenizer(replace(model(), tokenizer=str(tmp_path / "a")), [SEP])
+    made.save_pretrained(str(tmp_path / "b"))
+    text = f"{made.eos_token}{WORDS}{SEP.text}{WORDS} {SEP.text} {WORDS}"
+    assert AutoTokenizer.from_pretrained(tmp_path / "b").encode(text) == made.encode(text)
+
+
 def test_number_that_another_token_has(tmp_path: Path):
     """A vocabulary with a gap gives a new token the number of an old one."""
     shutil.copytree(resolve(TINY), tmp_path / "t")
