@@ -202,9 +202,12 @@ class Delia(MethodDefaults):
     def sections(self, run: RunFolder, plots: Path) -> Sequence[Block]:
         """What the probes measured, and the choices that differ from good practice."""
         from alignlab.report.choices import choices
+        from alignlab.report.document import Heading
         from alignlab.report.probes import probe_blocks
 
-        return [*probe_blocks(run.metrics, plots), *choices(run.config, SOUND, caption="The authors' program has all of them.")]
+        probed = probe_blocks(run.metrics, plots)
+        heading = [Heading("What changed while it trained")] if probed else []
+        return [*heading, *probed, *choices(run.config, SOUND, caption="The authors' program has all of them.")]
 
 
 NEAREST = 8
