@@ -102,6 +102,9 @@ def _hydra(arguments: list[str], outside: World) -> None:
         print(help_text())
         return
     refuse(parsed.overrides)
+    folder = next((word for word in parsed.overrides if word.startswith("run_dir=") and "," not in word and "$" not in word), None)
+    if folder and {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"{folder}: each run of a sweep needs a folder of its own. Leave run_dir out: their names tell them apart.")
     if outside.size > 1 and {"-m", "--multirun"} & set(arguments):
         raise UserError("a sweep starts its own processes: run it without torchrun or accelerate launch.")
 

@@ -32,7 +32,7 @@ def build_target(node: DictConfig, path: str, members: Iterable[str]) -> Any:
     target = values.pop("_target_", None)
     if not target:
         raise UserError(f"{path}._target_: missing; it names the dataclass, for instance alignlab.methods.diffuse.Diffuse.")
-    cls = _imported(str(target), path)
+    cls = imported(str(target), path)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UserError(f"{path}._target_: {target} is not a dataclass.")
     lacking = [member for member in members if not hasattr(cls, member)]
@@ -41,7 +41,8 @@ def build_target(node: DictConfig, path: str, members: Iterable[str]) -> Any:
     return build(OmegaConf.create(values), cls, path)
 
 
-def _imported(target: str, path: str) -> Any:
+def imported(target: str, path: str) -> Any:
+    """What a dotted name names; UserError where it cannot be imported."""
     module, _, name = target.rpartition(".")
     if not module:
         raise UserError(f"{path}._target_: '{target}' must be a module and a class, for instance my_package.my_module.MyClass.")
@@ -130,6 +131,9 @@ def _words(hint: Any) -> str:
     args = get_args(hint)
     if NoneType in args:
         return " or ".join([*(_words(a) for a in args if a is not NoneType), "null"])
+    if get_origin(hint) is list and dataclasses.is_dataclass(args[0]):
+        keys = ", ".join(f"{f.name}: ..." for f in dataclasses.fields(args[0]))
+        return f"a list such as [{{{keys}}}]"
     if get_origin(hint) in (list, tuple):
         return f"a list of {_WORDS.get(args[0], ('', 'values'))[1]} in square brackets"
     if get_origin(hint) is dict or dataclasses.is_dataclass(hint):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 
-from alignlab.build import build, build_target, resolved, shown
+from alignlab.build import build, build_target, imported, resolved, shown
 from alignlab.errors import UserError, did_you_mean
 
 STAGES = ("inspect", "prepare", "score", "train", "sample", "evaluate", "report", "export")
@@ -301,22 +301,10 @@ def check(node: DictConfig) -> Config:
     for key in map(str, node):
         if key not in (*own, *TYPED, *PROTOCOLS):
             raise UserError(f"{key}: no such key.{did_you_mean(key, all_keys(node))}")
+    _refuse_other_data(node)
     root = build(OmegaConf.create({k: v for k, v in resolved(node, "").items() if k in own}), Root, "")
     parts: dict[str, Any] = {name: build(_group(node, name), cls, name) for name, cls in TYPED.items()}
     parts |= {name: build_target(_group(node, name), name, members) for name, members in PROTOCOLS.items()}
-    method, data = parts["method"], parts["data"]
-    if not issubclass(data.yields, tuple(method.accepts)):
-        wanted = " or ".join(kind.__name__ for kind in method.accepts)
-        raise UserError(
-            f"data: this source gives {data.yields.__name__} records, and method {type(method).__name__} trains on {wanted}.\n"
-            "Choose another data option (python -m alignlab --help lists them) or another method."
-        )
-    if not issubclass(data.yields, tuple(parts["suite"].accepts)):
-        wanted = " or ".join(kind.__name__ for kind in parts["suite"].accepts)
-        raise UserError(
-            f"suite: the data gives {data.yields.__name__} records, and suite {type(parts['suite']).__name__} evaluates {wanted}.\n"
-            "Choose another suite, or leave it to the method."
-        )
     stages = [stage for stage in STAGES if stage in root.stages]
     if parts["model"].quantization:
         if "train" in stages and not parts["train"].lora:
@@ -324,6 +312,37 @@ def check(node: DictConfig) -> Config:
         if parts["sample"].dtype == "float64":
             raise UserError("sample.dtype: a quantised base does not compute in float64. Take another one.")
     return Config(node=node, **parts, seed=root.seed, stages=stages, overwrite=root.overwrite)
+
+
+def _refuse_other_data(node: DictConfig) -> None:
+    """Refuse data that the method or the suite cannot read: before they are built, since they take values of the data.
+
+    What is wrong with a class itself is said where it is built.
+    """
+    kinds: dict[str, Any] = {}
+    for name in ("data", "method", "suite"):
+        part = node._get_node(name)
+        if not (isinstance(part, DictConfig) and isinstance(part._get_node("_target_"), Node)):
+            return
+        try:
+            kinds[name] = imported(str(part.get("_target_")), name)
+        except UserError:
+            return
+    data, method, suite = kinds.values()
+    if not all(hasattr(cls, name) for cls, name in ((data, "yields"), (method, "accepts"), (suite, "accepts"))):
+        return
+    if not issubclass(data.yields, tuple(method.accepts)):
+        wanted = " or ".join(kind.__name__ for kind in method.accepts)
+        raise UserError(
+            f"data: this source gives {data.yields.__name__} records, and method {method.__name__} trains on {wanted}.\n"
+            "Choose another data option (python -m alignlab --help lists them) or another method."
+        )
+    if not issubclass(data.yields, tuple(suite.accepts)):
+        wanted = " or ".join(kind.__name__ for kind in suite.accepts)
+        raise UserError(
+            f"suite: the data gives {data.yields.__name__} records, and suite {suite.__name__} evaluates {wanted}.\n"
+            "Choose another suite, or leave it to the method."
+        )
 
 
 def _group(node: DictConfig, name: str) -> DictConfig:

@@ -63,11 +63,14 @@ CURVE = ("method", "model", "data", "train", "seed")
 
 
 NEUTRAL = frozenset({"rows", "cache", "batch", "device", "parallel", "attempts", "timeout_seconds", "key_variable"})
-"""keys of these nodes that change memory, speed or place, and no result"""
+"""fields of classes, of those that a configuration names, that change memory, speed or place, and no result"""
 
 
 def _pruned(node: Any) -> Any:
-    return {k: _pruned(v) for k, v in node.items() if k not in NEUTRAL} if isinstance(node, dict) else node
+    """A node without them; keys that a user chose, in a set of keys that is no class's, are others."""
+    if not isinstance(node, dict):
+        return node
+    return {k: _pruned(v) for k, v in node.items() if not ("_target_" in node and k in NEUTRAL)}
 
 
 @dataclass
@@ -155,12 +158,15 @@ class Run:
         """What the data source makes records with."""
         from alignlab.models.load import load_model, load_text
 
-        config = self.config.model
+        config, seed = self.config.model, self.config.seed
+        tokens = self.config.method.new_tokens() if config.adapter else ()  # an adapter may have rows for them
+        drawn = config.weights == "random" or bool(tokens)
+        known = [digest(resolved(self.config.node.model, "model"), seed if drawn else None), *fingerprint(config)]
         return Workshop(
             self.folder,
-            [digest(_pruned(resolved(self.config.node.model, "model"))), *map(str, fingerprint(config))],
-            lambda: load_text(config),
-            lambda: load_model(config, self.device, self.config.seed),
+            known,
+            lambda: load_text(config, tokens),
+            lambda: load_model(config, self.device, seed, tokens),
             self.stop,
             self.say,
         )
@@ -176,6 +182,8 @@ class Run:
         if "suite" in READS[stage]:
             nodes.append(self.config.suite.digest())
         rows = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
+        if stage == "train":  # what was made with a model need not come out the same again
+            rows += content(str(self.path("rows", "made.json")))
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
         if stage in ("score", "sample", "evaluate"):
             before.append(self.marker("train").get("digest"))
@@ -211,6 +219,8 @@ def execute(run: Run) -> None:
         run.config.tracker.ready()
     if {"sample", "evaluate"} & set(run.config.stages):
         run.config.suite.ready()
+    if "sample" in run.config.stages and getattr(run.config.sampler, "elsewhere", False):
+        run.config.sampler.sample_many()  # which it refuses
     failed = True
     try:
         for stage in run.config.stages:
@@ -282,7 +292,7 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
     if frozen.exists():
         there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
         here = _plain(config.node)
-        bound = (k for k in {*there, *here} if k.split(".")[0] in CURVE and k.split(".")[-1] not in NEUTRAL)
+        bound = (k for k in {*there, *here} if k.split(".")[0] in CURVE)
         differing = sorted(k for k in bound if there.get(k) != here.get(k))
         begun = any((folder / "done").glob("*.json")) or (folder / "checkpoints").exists()
         if differing and begun:
@@ -290,7 +300,8 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise UserError(
                 f"run_dir: {folder} holds a run with another configuration: {first} is {there.get(first)!r} there and "
-                f"{here.get(first)!r} now{more}.\nChoose another run_dir, or overwrite=true to throw that run away."
+                f"{here.get(first)!r} now{more}.\nTo go on with it, repeat its whole command (environment.json has it). "
+                "Else choose another run_dir, or overwrite=true to throw that run away."
             )
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
@@ -302,5 +313,5 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:
-    """Leaves of a configuration by dotted key."""
-    return dict(leaves(OmegaConf.to_container(node, resolve=True)))
+    """Leaves of a configuration by dotted key, but those that change no result."""
+    return dict(leaves(_pruned(OmegaConf.to_container(node, resolve=True))))

@@ -51,6 +51,8 @@ class Row:
     """[E] each, read by the method alone"""
     splittable: bool = False
     """whether the row may be cut by subtree when it exceeds the capacity of a micro-batch"""
+    truncated: bool = False
+    """whether the record has more than the row, which was too long"""
 
 
 @dataclass
@@ -86,8 +88,9 @@ class Probe:
     """What is measured on the model every ``train.probe_every_steps`` steps while training, by every rank alike."""
 
     name: str
-    measure: Callable[[Scorer], Mapping[str, float | str]]
-    """the scorer in evaluation mode -> figures, or words, by name; no gradient may be left behind"""
+    measure: Callable[[Scorer, int], Mapping[str, float | str]]
+    """the scorer in evaluation mode, and how many nodes may be computed at a time -> figures, or words, by name; no gradient may be
+    left behind, and nothing is recomputed to save memory"""
 
 
 @dataclass(frozen=True)

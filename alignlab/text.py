@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,6 +118,14 @@ class TextCodec:
             UserError: see :meth:`answer`.
         """
         return [self.continuation(Request(messages[:i], twice=twice), messages[i]["content"]) for i in places]
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all that token ids and the end of a completion depend on."""
+        tokenizer = self.tokenizer
+        whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+        parts = [whole, tokenizer.chat_template, sorted(self.stop), self.context, self.lead, self.end, self.system]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def start(self) -> list[int]:

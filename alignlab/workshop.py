@@ -23,7 +23,7 @@ class Workshop:
     identity: Sequence[str]
     """what tells the run's untrained model from others"""
     text: Callable[[], TextCodec]
-    """its tokenizer, without tokens that the method adds"""
+    """its tokenizer, without tokens that the method adds, unless an adapter has them"""
     model: Callable[[], Any]
     """itself, without rows for them; loaded at each call"""
     stop: Stop

@@ -19,6 +19,7 @@ A model of a million parameters in a synthetic world: a demonstration, not the p
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from benchmarks.study import Figures
 SEEDS = (0, 1, 2, 3, 4)
 RATIOS = (1, 2, 5, 10)
 LIKENESS = ("similarity", "similarity_chance", "near")
+PAIRED = ("balanced_accuracy", "format:not-other", "format:named", "task:unrelated")
 ARMS: dict[str, tuple[str, ...]] = {
     "common": ("data.diverse_ratio=0",),
     **{f"DELIA {ratio}": (f"data.diverse_ratio={ratio}",) for ratio in RATIOS},
@@ -62,7 +64,9 @@ def measure(arm: str, seed: int) -> Figures:
             ]
         )
         last = run.metrics[-1]
-        word, _, near = last["<sep>/nearest"].split(", ")[0].rpartition(" ")
+        found = re.match(r"(.*?) (-?\d\.\d+)(?:, |$)", last["<sep>/nearest"])
+        assert found is not None
+        word, near = found.groups()
         figures["after"] |= {name: last[f"<sep>/{name}"] for name in LIKENESS[:2]}
         return figures | {"after": figures["after"] | {"near": float(near), "nearest": word.removeprefix("\u0120")}}
 
@@ -82,6 +86,10 @@ def tables(known: dict[str, Figures], out: Path) -> str:
     add("% right", ("unrelated", "unsure"), ("task:unrelated", "task:unsure"), 100, 1)
     add("nats per token", ("unrelated", "open"), ("retention_nll", "nll:open"), 1, 3)
     add("`<sep>`, cosine to", ("its meaning", "likeness of others to that", "nearest token"), LIKENESS, 1, 3)
+    pairs = zip(study.of(known, "DELIA 10", SEEDS, "after"), study.of(known, "common", SEEDS, "after"), strict=False)
+    apart = [{metric: ours[metric] - theirs[metric] for metric in PAIRED} for ours, theirs in pairs]
+    lines.extend(["", "| DELIA 10 minus common, by seed | balanced | not-other | named | unrelated |", "| --- |" + " ---: |" * 4])
+    lines.append(study.line("difference", apart, PAIRED))
     lines.extend(["", "nearest to `<sep>`, seed by seed:", ""])
     lines.extend(f"{arm}: {', '.join(str(run['nearest']) for run in study.of(known, arm, SEEDS, 'after'))}" for arm in ARMS)
     _plot(known, out.with_suffix(".png"))

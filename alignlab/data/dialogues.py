@@ -174,8 +174,11 @@ class Dialogues(RowSource):
             known = []
         wanted = {_asked(record.prompt) for records in measured.values() for record in records}
         count, trained = Counter[str](), dict[Turns, str]()
+        lacking = {one.token for one in self.tokens}
         for record in self.training():
             count[record.origin] += 1
+            if record.origin == "downstream":
+                lacking -= {token for token in lacking if any(token in turn["content"] for turn in record.messages)}
             for place in record.learned:
                 before = _turns(record.messages[:place])
                 if before in wanted:
@@ -185,6 +188,13 @@ class Dialogues(RowSource):
             if pairs:
                 which = f"{len(pairs)} of {len(records)} {kind} rows ask what a training row asks, word for word"
                 known.append(f"warning: {which}: {pairs[0][0]} and {pairs[0][1]}")
+        known += [f"warning: {token} stands in none of the {count['downstream']} downstream dialogues" for token in sorted(lacking)]
+        for token in (one.token for one in self.tokens if one.token.strip().isalpha()):
+            known.append(
+                f"warning: {token!r} is a word of letters: wherever they stand, in other words too, they become the new token"
+            )
+        if self.queries and not self.diverse_ratio:
+            known.append("data.diverse_ratio is 0: no query is answered, and nothing diverse is trained on")
         return [*self._mixture(count["downstream"], count["diverse"]), *known]
 
     def _mixture(self, downstream: int, diverse: int) -> Iterator[str]:

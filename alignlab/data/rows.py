@@ -101,7 +101,7 @@ class RowStore(Sequence[Row]):
             mass=float(self.mass[index]),
             splittable=block["splittable"][at].as_py(),
             columns={name.removeprefix("column."): cell(name) for name in names},
-            **{name: cell(name) for name in ("tokens", "parent", "source", "target")},
+            **{name: cell(name) for name in ("tokens", "parent", "source", "target")},  # type: ignore[arg-type]
         )
 
     def __iter__(self) -> Iterator[Row]:

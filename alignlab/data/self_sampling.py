@@ -35,8 +35,8 @@ FORMAT = 1
 REASONS = ("empty", "refused", "length")
 """why an answer may be left out; the first that holds is the one that counts"""
 
-TOO_LONG = "too long a prompt"
-"""why there is no answer to be left out"""
+TOO_LONG, ENDS = "too long a prompt", "holds a token that ends a turn"
+"""why there is no answer, or one that nobody could train on"""
 
 
 @dataclass
@@ -242,10 +242,14 @@ def _choose(
     kept: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
     without, although = Counter[str](), Counter[str]()
+    text = workshop.text()
+    endings = [text.tokenizer.convert_ids_to_tokens(i) for i in text.stop]
     for place in range(len(answers)):
         answer, (number, sample) = answers[place], divmod(place, settings.samples)
         faults = [TOO_LONG] if answer.finish == "prompt" else settings.faults(answer)
-        reason = next((fault for fault in faults if fault in (*settings.drop, TOO_LONG)), None)
+        if any(ending in answer.text for ending in endings):
+            faults.insert(0, ENDS)
+        reason = next((fault for fault in faults if fault in (*settings.drop, TOO_LONG, ENDS)), None)
         if reason is not None:
             without[reason] += 1
             dropped.append({"query": number, "sample": sample, "reason": reason, "text": answer.text})

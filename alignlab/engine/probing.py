@@ -14,23 +14,24 @@ from alignlab.engine.scorer import Scorer
 from alignlab.protocols import Array, Loss, Row
 from alignlab.trees import chunks, within
 
-CAPACITY = 4096
-"""nodes that are computed at a time"""
 TOKENS = 4096
 """rows of an embedding that are looked at at a time"""
 
 
 @torch.no_grad()
-def mean_losses(scorer: Scorer, rows: Sequence[Row], groups: Callable[[Row], Mapping[str, Array]]) -> dict[str, float]:
+def mean_losses(
+    scorer: Scorer, rows: Sequence[Row], groups: Callable[[Row], Mapping[str, Array]], capacity: int
+) -> dict[str, float]:
     """Mean of -log p over the edges of each group, in nats; groups without edges are left out.
 
     Args:
         scorer: the model.
         rows: whose edges are scored.
         groups: name -> which of a row's edges belong to it, [E] booleans.
+        capacity: nodes that are computed at a time.
     """
     sums: dict[str, list[float]] = {}
-    for piece in _pieces(rows):
+    for piece in _pieces(rows, capacity):
         logp = scorer(collate(piece).to(scorer.base.device)).double().cpu()
         for row, own in zip(piece, logp.split([len(row.source) for row in piece]), strict=True):
             for name, chosen in groups(row).items():
@@ -40,22 +41,25 @@ def mean_losses(scorer: Scorer, rows: Sequence[Row], groups: Callable[[Row], Map
     return {name: total / count for name, (total, count) in sums.items() if count}
 
 
-def gradient(scorer: Scorer, rows: Sequence[Row], loss: Callable[[Tensor, Batch], Loss]) -> list[Tensor]:
-    """Gradient of the mean loss of some rows with regard to each trained parameter; nothing is added to ``.grad``."""
+def gradient(scorer: Scorer, rows: Sequence[Row], loss: Callable[[Tensor, Batch], Loss], capacity: int) -> list[Tensor]:
+    """Gradient of the summed loss of some rows with regard to each trained parameter; nothing is added to ``.grad``.
+
+    ``capacity`` nodes are computed at a time.
+    """
     learning = [p for p in scorer.parameters() if p.requires_grad]
-    total, mass = [torch.zeros_like(p) for p in learning], sum(row.mass for row in rows)
-    for piece in _pieces(rows):
+    total = [torch.zeros_like(p) for p in learning]
+    for piece in _pieces(rows, capacity):
         batch = collate(piece).to(scorer.base.device)
-        found = torch.autograd.grad(loss(scorer(batch), batch).total / mass, learning, allow_unused=True)
+        found = torch.autograd.grad(loss(scorer(batch), batch).total, learning, allow_unused=True)
         for sum_, one in zip(total, found, strict=True):
             if one is not None:
                 sum_ += one
     return total
 
 
-def _pieces(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _pieces(rows: Sequence[Row], capacity: int) -> Iterator[list[Row]]:
     """The rows in parts that are computed together."""
-    return (piece for part in chunks(rows, CAPACITY) for piece in within(part, CAPACITY))
+    return (piece for part in chunks(rows, capacity) for piece in within(part, capacity))
 
 
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -51,15 +51,16 @@ class Forms(SuiteDefaults):
     mean of these, which always saying the same does not raise.
 
     ``balanced_accuracy``: mean of two means of ``format``, over the kinds that are asked for a form and over those that are told
-    not to use it: a model that always uses it gets one half. ``retention``: ``task`` over all rows of the kinds that nobody
-    trained. ``retention_nll``: nats per token of their references, the token that ends the turn included. ``nll:KIND``: the same of
-    kinds whose references are some of many right answers, in place of ``task``.
+    not to use it: a model that always uses it gets one half. ``retention``: ``task`` over all rows of kinds that have
+    nothing to do with what is taught. ``retention_nll``: nats per token of their references, the token that ends the turn
+    included. ``nll:KIND``: the same of kinds whose references are some of many right answers, in place of ``task``.
     """
 
     forms: dict[str, Any]
     balanced: Balanced
     retention: list[str]
     open_ended: list[str]
+    double_bos: bool
     samples: int
     temperature: float
     top_p: float
@@ -144,7 +145,7 @@ class Forms(SuiteDefaults):
         def encoded() -> Iterator[Row]:
             for record in records:
                 try:
-                    context, scored = text.continuation(Request(record.messages[:-1]), record.reference)
+                    context, scored = text.continuation(Request(record.messages[:-1], twice=self.double_bos), record.reference)
                 except UserError as error:
                     problems.append(str(error).splitlines()[0])
                     continue
@@ -167,6 +168,16 @@ class Forms(SuiteDefaults):
             lacking = [kind for kind in wanted if kind not in kinds]
             if lacking and (metric == "balanced_accuracy" or len(lacking) == len(wanted)):
                 notes.append(f"No {metric}: no test row with a reference is of the kind {' or '.join(lacking)}.")
+        if not self.forms:
+            notes.append("No forms are declared (data.forms): every answer counts as plain.")
+        for kind in self.balanced.told_not:
+            found = kinds.get(kind, {"samples": [], "obeyed": [], "right": []})
+            obeyed, right = sum(found["obeyed"]), sum(found["right"])
+            if obeyed - right > sum(found["samples"]) / 4:
+                notes.append(
+                    f"{obeyed} answers of the kind {kind} fit no form, and only {right} say what the reference says: look at them. "
+                    "A form gone wrong counts as plain, unless data.forms has a pattern for it."
+                )
         plain = [kind for kind in self.balanced.asked if kind in kinds and PLAIN in kinds[kind]["forms"]]
         if plain:
             count = sum(sum(kinds[kind]["forms"][PLAIN].values()) for kind in plain)

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, build_opener
 from urllib.request import Request as Post
@@ -64,6 +64,9 @@ class ChatEndpoint:
         at_least("attempts", self.attempts, 1)
         if not 0 < self.timeout_seconds < float("inf"):
             raise ValueError(f"timeout_seconds: must be a positive number, not {self.timeout_seconds}")
+
+    elsewhere: ClassVar[bool] = True
+    """that it cannot sample a model of this process"""
 
     def sample(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: see :meth:`sample_many`."""

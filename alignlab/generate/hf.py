@@ -157,8 +157,8 @@ class HfSampler:
         """Nothing is needed but the model."""
 
     def identity(self, workshop: Workshop) -> Sequence[str]:
-        """The run's untrained model."""
-        return ["hf", *workshop.identity]
+        """The run's untrained model and its tokenizer."""
+        return ["hf", *workshop.identity, workshop.text().identity]
 
     def answers(
         self, requests: Sequence[Request], decoding: Decoding, seeds: Sequence[int], done: Collection[int], workshop: Workshop

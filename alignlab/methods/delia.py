@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 from alignlab.config import at_least, finite, one_of
 from alignlab.errors import UserError
 from alignlab.protocols import Loss, Meaning, MethodDefaults, NewToken, Probe, Request, Row
-from alignlab.records import Dialogue, Prompt, Record
+from alignlab.records import Dialogue, Prompt, Record, read_jsonl
 from alignlab.text import TextCodec
 from alignlab.trees import TreeBuilder
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from alignlab.engine.batch import Batch
     from alignlab.engine.scorer import Scorer
     from alignlab.report.document import Block
-
-log = logging.getLogger(__name__)
 
 Turns = list[tuple[list[int], list[int]]]
 """of each learned turn the token ids of its context and of what is scored after it"""
@@ -97,27 +94,17 @@ class Delia(MethodDefaults):
             UserError: a dialogue cannot be put to the model, or none is left.
         """
         marks, limit = _Marks(text, self), self._limit(text)
-        seen = long = lost = mute = 0
+        seen = long = found = 0
         for group, record in enumerate(records):
             assert isinstance(record, Dialogue)
-            whole = self._turns(record, text)
-            turns, seen = self._fitting(whole, limit), seen + 1
-            if _longest(whole) > limit:
-                long, lost = long + 1, lost + (not turns)
-            elif not turns:
-                mute += 1
+            whole, seen = self._turns(record, text), seen + 1
+            turns, cut = self._fitting(whole, limit), _longest(whole) > limit
+            long += cut
             if turns:
-                yield _row(turns, marks, group, record.origin == "diverse")
-        told = []
-        if long:
-            cut = "cut at their end" + (f", which leaves nothing to learn of {lost}" if lost else "")
-            told = [f"{long} of {seen} dialogues are longer than {limit} tokens: {'left out' if self.too_long == 'drop' else cut}"]
-        if mute:
-            told.append(f"{mute} of {seen} dialogues have no turn to learn: left out")
-        if seen == lost + mute:
-            raise UserError(f"data: no dialogue is left to train on ({'; '.join(told) or 'there was none'}).\n{HELP}")
-        if told:
-            log.warning("%s.", "; ".join(told))
+                found += 1
+                yield replace(_row(turns, marks, group, record.origin == "diverse"), truncated=cut)
+        if not found:
+            raise UserError(f"data: no dialogue of {seen} is left to train on; {long} are longer than {limit} tokens.\n{HELP}")
 
     def parts(self, record: Record, text: TextCodec) -> Iterator[Row]:
         """The row of a dialogue; none of one that is left out."""
@@ -179,20 +166,22 @@ class Delia(MethodDefaults):
             read = {one.token: (row.target == i) & ~scored for i, one in ids.items()}
             return {"nll": important & scored, "other_nll": ~important & scored, **read}
 
-        def like(scorer: Scorer, token: int, meaning: list[int]) -> dict[str, float | str]:
-            similarity, chance, nearest = likeness(scorer, token, meaning, NEAREST)
-            words = (f"{text.tokenizer.convert_ids_to_tokens(i) or i} {near:.2f}" for i, near in nearest)
-            return {"similarity": similarity, "similarity_chance": chance, "nearest": ", ".join(words)}
+        def like(scorer: Scorer, capacity: int, token: int, meaning: list[int]) -> dict[str, float | str]:
+            similarity, chance, nearest = likeness(scorer, token, meaning or [token], NEAREST)
+            words = ", ".join(f"{text.tokenizer.convert_ids_to_tokens(i) or i} {near:.2f}" for i, near in nearest)
+            return ({"similarity": similarity, "similarity_chance": chance} if meaning else {}) | {"nearest": words}
 
         found = []
         if validation:
-            found.append(Probe("important", lambda scorer: mean_losses(scorer, validation, groups)))
+            found.append(Probe("important", lambda scorer, capacity: mean_losses(scorer, validation, groups, capacity)))
         halves = [list(islice((row for row in rows if row.columns["diverse"].any() == half), self.probe_rows)) for half in (0, 1)]
         if all(halves):
-            found.append(Probe("gradient", lambda s: {"cosine": cosine(*(gradient(s, half, self.loss) for half in halves))}))
-        for i, one in ids.items():
-            if one.meaning.strip():
-                found.append(Probe(one.token, partial(like, token=i, meaning=text.texts([one.meaning])[0])))
+
+            def angle(scorer: Scorer, capacity: int) -> dict[str, float]:
+                return {"cosine": cosine(*(gradient(scorer, half, self.loss, capacity) for half in halves))}
+
+            found.append(Probe("gradient", angle))
+        found += [Probe(one.token, partial(like, token=i, meaning=text.texts([one.meaning])[0])) for i, one in ids.items()]
         return found
 
     def request(self, prompt: Prompt) -> Request:
@@ -207,8 +196,36 @@ class Delia(MethodDefaults):
 
         probed = probe_blocks(run.metrics, plots)
         heading = [Heading("What changed while it trained")] if probed else []
-        return [*heading, *probed, *choices(run.config, SOUND, caption="The authors' program has all of them.")]
+        return [
+            *self._dialogues(run),
+            *heading,
+            *probed,
+            *choices(run.config, SOUND, caption="The authors' program has all of them."),
+        ]
 
+    def _dialogues(self, run: RunFolder) -> list[Block]:
+        """What the new tokens stand for, and what was trained on, with some of what the model itself had answered."""
+        from alignlab.report.document import Facts, Heading, Table, cut
+
+        files = {"records": "records.jsonl", "samples": "self_samples.jsonl"}
+        counts = {"downstream": 0, "diverse": 0}
+        for row in read_jsonl(run.path / files["records"]) if (run.path / files["records"]).exists() else ():
+            counts[row["origin"]] += 1
+        rows = [(f"{one.token} stands for", one.meaning or "(not said)") for one in self.tokens]
+        rows += [(f"{origin} dialogues trained on", f"{count:,}") for origin, count in counts.items()]
+        rows.append(("important tokens", f"new ones, and those that hold one of {' '.join(self.important) or 'nothing'}"))
+        blocks: list[Block] = [Heading("Dialogues"), Facts(rows)]
+        if counts["diverse"] and (run.path / files["samples"]).exists():
+            shown = islice(read_jsonl(run.path / files["samples"]), SHOWN)
+            turns = [[cut(turn["content"], LONGEST) for turn in row["messages"][-2:]] for row in shown]
+            blocks.append(
+                Table(["query", "what the untrained model answered"], turns, "The first of self_samples.jsonl, the diverse half.")
+            )
+        return blocks
+
+
+SHOWN, LONGEST = 5, 300
+"""self-samples in the report, and characters of each"""
 
 NEAREST = 8
 """neighbours of a new token that are named"""

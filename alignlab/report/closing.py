@@ -21,8 +21,11 @@ def data(run: Run, prompts: Sequence[Prompt]) -> list[Block]:
     """Counts, lengths, and what was cut off."""
     blocks: list[Block] = [Heading("Data")]
     summary_file = run.path("rows", "summary.json")
+    fate = "Nothing that is trained on was cut off or left out for its length."
     if summary_file.exists():
         summary = json.loads(summary_file.read_text())
+        if any(found["truncated"] or found["left_out"] for found in summary.values()):
+            fate = "Of some records the end was cut off, and some were left out by the method: see truncated and left_out."
         names = list(next(iter(summary.values())))
         rows = [[name, *(f"{found[name]:,.10g}" for found in summary.values())] for name in names]
         blocks.append(Table(["", *summary], rows, "Rows as trained on; tokens, shortest, mean and longest in tree nodes."))
@@ -33,7 +36,7 @@ def data(run: Run, prompts: Sequence[Prompt]) -> list[Block]:
     most = getattr(run.config.suite.decoding(), "max_new_tokens", None)
     limit = f" by the limit of {most} tokens or the model's context" if most else ""
     rows = [[f"{which} training", f"{n:,}", f"{by_length[which]:,}", f"{by_length[which] / n:.2%}"] for which, n in counts.items()]
-    blocks.append(Text("No prompt and no target was truncated: what does not fit the model's context is refused before training."))
+    blocks.append(Text(fate))
     blocks.append(
         Table(["completions", "drawn", "cut off", "share"], rows, f"Completions of {len(prompts)} prompts, cut off{limit}.")
     )

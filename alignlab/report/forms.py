@@ -38,8 +38,8 @@ def summary(results: Mapping[str, Any], changes: Mapping[str, Value], details: M
     for name, found in results.items():
         if "=" not in name:
             values = [Value(**found[which]) if which in found else None for which in models]
-            change = [_shown(name, changes.get(name), "+")] if changes else []
-            rows.append([name, *(_shown(name, value) for value in values), *change])
+            change = [_shown(name, changes.get(name), "+", 2)] if changes else []
+            rows.append([name, *(_shown(name, value, digits=2) for value in values), *change])
     caption = ". ".join(filter(None, ["In percent, retention_nll in nats per token, with 95 % intervals", words])) + "."
     return Table(["", *models, *(["change"] if changes else [])], rows, " ".join([caption, *_notes(details)]))
 
@@ -122,10 +122,11 @@ def _notes(details: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(note for found in details.values() for note in found["notes"]))
 
 
-def _shown(metric: str, value: Value | None, sign: str = "") -> str:
+def _shown(metric: str, value: Value | None, sign: str = "", digits: int = 3) -> str:
     if value is None or not _in_nats(metric):
         return percent(value, sign)
-    return f"{value.value:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+    form = f"{sign}.{digits}f"
+    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
 def _in_nats(metric: str) -> bool:

@@ -56,8 +56,8 @@ def probe_blocks(metrics: Sequence[Mapping[str, Any]], folder: Path) -> list[Blo
     rows = []
     for number, (probe, figures) in enumerate(probes.items()):
         lines = {figure: known for figure, known in figures.items() if not any(isinstance(value, str) for _, value in known)}
-        if lines:
-            blocks.append(_plot(probe, lines, folder / f"probe-{number}.png"))
+        for part, some in enumerate(_panels(lines)):
+            blocks.append(_plot(probe, some, folder / f"probe-{number}{'b' * part}.png"))
         for figure, known in figures.items():
             chosen = dict.fromkeys((0, (len(known) - 1) // 2, len(known) - 1)) if figure not in lines else ()
             rows += [[probe, str(known[i][0]), str(known[i][1])] for i in chosen]
@@ -65,6 +65,13 @@ def probe_blocks(metrics: Sequence[Mapping[str, Any]], folder: Path) -> list[Blo
         caption = "Nearest tokens in the input embedding, with the cosine of each."
         blocks.append(Table(["token", "step", "nearest"], rows, caption))
     return blocks
+
+
+def _panels(lines: Mapping[str, list[tuple[int, float]]]) -> list[dict[str, list[tuple[int, float]]]]:
+    """The curves of a probe by plot: losses of tokens that are only read are far above those of answers."""
+    read = [name for name in lines if name not in FIGURES] if "nll" in lines else []
+    parts = [{name: known for name, known in lines.items() if (name in read) == wanted} for wanted in (False, True)]
+    return [part for part in parts if part]
 
 
 def _plot(probe: str, lines: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> Image:
@@ -78,6 +85,8 @@ def _plot(probe: str, lines: Mapping[str, Sequence[tuple[int, float]]], path: Pa
         axes.plot(*zip(*known, strict=True), style, **look)
         (first, then), (last, now) = known[0], known[-1]
         said.append(f"{label} {then:.3g} at step {first}, {now:.3g} at step {last}")
+    if unit == "nats per token" and all(value > 0 for known in lines.values() for _, value in known):
+        axes.set_yscale("log")
     if unit == "cosine":
         axes.axhline(0, color=plots.BEFORE, linewidth=0.8)
     axes.set(xlabel="optimizer step", ylabel=unit)

@@ -11,6 +11,7 @@ import numpy as np
 
 from alignlab.data.rows import RowStore, write_rows
 from alignlab.errors import UserError
+from alignlab.paths import content
 from alignlab.pipeline import Run
 from alignlab.protocols import Row
 from alignlab.records import Record, write_json, write_jsonl
@@ -40,7 +41,7 @@ def prepare(run: Run) -> list[str]:
                 config.data.reject(tested[prompt.name], _named(error, tested[prompt.name]))
     run.path("rejected.jsonl").unlink(missing_ok=True)
     write_jsonl(run.path("records.jsonl"), config.data.training())
-    files = ["records.jsonl", "rows/train.arrow", "rows/summary.json", *made]
+    files = ["records.jsonl", "rows/train.arrow", "rows/summary.json", "rows/made.json", *made]
     splits = {"train": config.data.training()}
     validation = config.data.validation_records()
     if validation:
@@ -49,8 +50,8 @@ def prepare(run: Run) -> list[str]:
     summary = {}
     for split, records in splits.items():
         path = run.path("rows", f"{split}.arrow")
-        count = _Counter(records)
-        rows = config.method.rows(count, text, config.seed)
+        count, cut = _Counter(records), _Cut()
+        rows = cut.over(config.method.rows(count, text, config.seed))
         try:
             write_rows(path, with_reference(run, rows) if config.method.reference else rows)
         except UserError as error:
@@ -58,8 +59,10 @@ def prepare(run: Run) -> list[str]:
                 raise
             lacking = str(error).removeprefix("data").splitlines()[0]  # only these rows lack something
             raise UserError(f"data.{split}{lacking}\nGive a larger share, or a path to rows that have it.") from None
-        summary[split] = {"records": count.seen, **_summary(RowStore(path))}
+        left_out = max(0, count.seen - cut.groups)
+        summary[split] = {"records": count.seen, "truncated": cut.rows, "left_out": left_out, **_summary(RowStore(path))}
     write_json(run.path("rows", "summary.json"), summary)
+    write_json(run.path("rows", "made.json"), {name: content(str(run.path(name))) for name in made})
     if config.data.rejected:
         rejected = ({"row": place, "reason": reason} for place, reason in config.data.rejected.items())
         run.say(f"prepare: {write_jsonl(run.path('rejected.jsonl'), rejected)} wrong rows passed over; rejected.jsonl says why")
@@ -67,7 +70,10 @@ def prepare(run: Run) -> list[str]:
     for note in config.data.notes():
         run.say(f"prepare: {note}")
     train = summary["train"]
-    run.say(f"prepare: {train['records']} records, {train['rows']} rows, {train['tokens']} tokens, {train['edges']} of them scored")
+    fate = {"cut at their end": train["truncated"], "left out by the method": train["left_out"]}
+    lost = "".join(f", {number} {what}" for what, number in fate.items() if number)
+    size = f"{train['rows']} rows, {train['tokens']} tokens, {train['edges']} of them scored"
+    run.say(f"prepare: {train['records']} records{lost}, {size}")
     return files
 
 
@@ -98,6 +104,22 @@ class _Counter:
         for record in self._records:
             self.seen += 1
             yield record
+
+
+class _Cut:
+    """Counts rows of which something was cut off, and groups."""
+
+    def __init__(self) -> None:
+        self.rows = self.groups = 0
+
+    def over(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows, counted on the way."""
+        last = None
+        for row in rows:
+            self.rows += row.truncated
+            self.groups += row.group != last
+            last = row.group
+            yield row
 
 
 def _summary(rows: RowStore) -> dict[str, float]:

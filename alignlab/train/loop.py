@@ -143,7 +143,7 @@ def fit(
             if validation is not None and _due(progress.step, train.validate_every_steps, plan.steps):
                 metrics["validation_loss"] = mean_loss(model, method, validation, hardware, accelerator)
             if probes and _due(progress.step, train.probe_every_steps, plan.steps):
-                metrics.update(_probe(accelerator.unwrap_model(model), probes))
+                metrics.update(_probe(accelerator.unwrap_model(model), probes, hardware.tokens_per_micro))
             if train.best in metrics and (progress.best is None or metrics[train.best] < progress.best):
                 progress.best, progress.best_step = metrics[train.best], progress.step
             if step.ends_epoch:
@@ -218,9 +218,9 @@ def mean_loss(model: torch.nn.Module, method: Method, rows: RowStore, hardware: 
     return total / mass
 
 
-def _probe(scorer: Scorer, probes: Sequence[Probe]) -> dict[str, float | str]:
+def _probe(scorer: Scorer, probes: Sequence[Probe], capacity: int) -> dict[str, float | str]:
     """Figures of every probe; each rank computes them all, so that none waits."""
     scorer.eval()
-    figures = {f"{probe.name}/{name}": value for probe in probes for name, value in probe.measure(scorer).items()}
+    figures = {f"{probe.name}/{name}": value for probe in probes for name, value in probe.measure(scorer, capacity).items()}
     scorer.train()
     return figures

@@ -129,8 +129,9 @@ def test_epoch_means_are_exact(rows, tmp_path):
 
 
 def test_validation_and_probes_come_when_due(rows, tmp_path):
-    def measure(scorer):
+    def measure(scorer, capacity):
         assert not scorer.training
+        assert capacity > 0
         with torch.no_grad():
             return {"mean": float(scorer(collate([rows[0]])).mean()), "word": "a text"}
 

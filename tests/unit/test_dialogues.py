@@ -20,7 +20,8 @@ from alignlab.data.dialogues import Dialogues
 from alignlab.data.self_sampling import SelfSampling
 from alignlab.errors import UserError
 from alignlab.generate.hf import Decoding
-from alignlab.protocols import Request
+from alignlab.models.load import load_text
+from alignlab.protocols import Meaning, Request
 from alignlab.records import Dialogue
 from alignlab.signals import Stop
 from alignlab.workshop import Answer, Workshop
@@ -80,7 +81,14 @@ def workshop(folder: Path, said: list[str] | None = None) -> Workshop:
         raise AssertionError("no model is needed")
 
     folder.mkdir(exist_ok=True)
-    return Workshop(folder, ["a model"], refuse, refuse, Stop(), [].append if said is None else said.append)
+    return Workshop(
+        folder,
+        ["a model"],
+        lambda: load_text(check(compose([])[0]).model),
+        refuse,
+        Stop(),
+        [].append if said is None else said.append,
+    )
 
 
 def asked(records: Any) -> list[str]:
@@ -220,7 +228,18 @@ def test_without_a_ratio_nothing_diverse_is_read(tmp_path: Path):
     data = source(file, queries="nowhere.jsonl", external="nowhere.jsonl", test=write(tmp_path / "test.jsonl", chat("t")))
     assert data.digest() == source(file, test=str(tmp_path / "test.jsonl")).digest()
     assert {record.origin for record in data.training()} == {"downstream"}
-    assert data.notes() == ["3 downstream dialogues, none diverse"]
+    told = "data.diverse_ratio is 0: no query is answered, and nothing diverse is trained on"
+    assert data.notes() == ["3 downstream dialogues, none diverse", told]
+
+
+def test_new_tokens_that_stand_nowhere_or_everywhere_are_said(tmp_path: Path):
+    file = write(tmp_path / "rows.jsonl", chat("Say <a>.", "a"), chat("Say it.", "b"))
+    tokens = [Meaning("<a>", "x"), Meaning("<b>", "y"), Meaning("Say", "z")]
+    assert source(file, tokens=tokens).notes()[1:] == [
+        'warning: what is evaluated is trained on, too; give data.test=FILE, or rows with "split": "test"',
+        "warning: <b> stands in none of the 2 downstream dialogues",
+        "warning: 'Say' is a word of letters: wherever they stand, in other words too, they become the new token",
+    ]
 
 
 def test_columns_and_files_are_about_downstream_files_alone(tmp_path: Path):

@@ -83,9 +83,9 @@ def server(monkeypatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Workshop:
-    """Without tokenizer or model: nothing asks for them."""
-    return Workshop(tmp_path / "run", ["tiny"], None, None, Stop(), lambda _: None)  # type: ignore[arg-type]
+def shop(tmp_path: Path, text) -> Workshop:
+    """Without a model: nothing asks for it."""
+    return Workshop(tmp_path / "run", ["tiny"], lambda: text, None, Stop(), lambda _: None)  # type: ignore[arg-type]
 
 
 def chat(server: Server, **change: Any) -> ChatEndpoint:

@@ -342,11 +342,12 @@ PROBED = [
 def test_probes_are_drawn_and_a_tokens_neighbours_shown(tmp_path):
     *plots, table = probe_blocks(PROBED, tmp_path)
     alts = [plot.alt for plot in plots]  # type: ignore[union-attr]
-    assert len(alts) == 4
-    assert "important tokens 3 at step 2, 0.25 at step 6; other tokens 1 at step 2, 1 at step 2; </s> in prompts 9" in alts[0]
-    assert "cosine -0.25 at step 2" in alts[1]
-    assert alts[2].startswith("Cosine of the input embedding of </s>")
-    assert alts[3].startswith("user, against optimizer steps: $a$ $b$ 1 at step 4, 2 at step 6")
+    assert len(alts) == 5
+    assert "important tokens 3 at step 2, 0.25 at step 6; other tokens 1 at step 2, 1 at step 2" in alts[0]
+    assert "</s> in prompts 9 at step 2" in alts[1], "of another size, so in a plot of its own"
+    assert "cosine -0.25 at step 2" in alts[2]
+    assert alts[3].startswith("Cosine of the input embedding of </s>")
+    assert alts[4].startswith("user, against optimizer steps: $a$ $b$ 1 at step 4, 2 at step 6")
     assert all(plot.path.stat().st_size > 3000 for plot in plots)  # type: ignore[union-attr]
     assert table.rows == [["</s>", "2", "dict .41"], ["</s>", "4", "format .38"], ["</s>", "6", "dict .5"]]  # type: ignore[union-attr]
     assert probe_blocks([{"step": 1, "loss": 2.0}], tmp_path) == []

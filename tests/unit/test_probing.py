@@ -38,7 +38,7 @@ def _loss(logp, batch):
     return Loss(-logp.sum())
 
 
-def test_mean_losses_are_means_over_all_edges_of_a_group(scorer, monkeypatch):
+def test_mean_losses_are_means_over_all_edges_of_a_group(scorer):
     rows = list(_rows(5))
     whole = torch.cat([_logp(scorer.base, row) for row in rows])
     marked = torch.tensor([0, 1, 0, 1, 0, 1] * 5, dtype=torch.bool)
@@ -47,26 +47,24 @@ def test_mean_losses_are_means_over_all_edges_of_a_group(scorer, monkeypatch):
         return {"marked": row.columns["marked"] == 1, "others": row.columns["marked"] == 0, "nothing": row.columns["marked"] > 1}
 
     wanted = {"marked": float(-whole[marked].mean()), "others": float(-whole[~marked].mean())}
-    assert mean_losses(scorer, rows, groups) == pytest.approx(wanted, rel=1e-12)
-    monkeypatch.setattr("alignlab.engine.probing.CAPACITY", 10)
-    assert mean_losses(scorer, rows, groups) == pytest.approx(wanted, rel=1e-12)
+    for capacity in (1000, 10):
+        assert mean_losses(scorer, rows, groups, capacity) == pytest.approx(wanted, rel=1e-12)
 
 
-def test_a_gradient_is_that_of_the_mean_loss_and_leaves_nothing_behind(scorer, monkeypatch):
-    monkeypatch.setattr("alignlab.engine.probing.CAPACITY", 10)
+def test_a_gradient_is_that_of_the_summed_loss_and_leaves_nothing_behind(scorer):
     scorer.base.lm_head.weight.requires_grad_(False)
     rows = list(_rows(3))
-    found = gradient(scorer, rows, _loss)
+    found = gradient(scorer, rows, _loss, 10)
     learning = [p for p in scorer.parameters() if p.requires_grad]
     assert all(p.grad is None for p in learning)
-    (-torch.cat([_logp(scorer.base, row) for row in rows]).mean()).backward()
+    (-torch.cat([_logp(scorer.base, row) for row in rows]).sum()).backward()
     assert len(found) == len(learning)
     for one, p in zip(found, learning, strict=True):
         torch.testing.assert_close(one, p.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_the_cosine_of_gradients_is_one_with_itself_and_minus_one_with_its_opposite(scorer):
-    here, there = gradient(scorer, list(_rows(2)), _loss), gradient(scorer, list(_rows(2, seed=1)), _loss)
+    here, there = gradient(scorer, list(_rows(2)), _loss, 99), gradient(scorer, list(_rows(2, seed=1)), _loss, 99)
     assert cosine(here, here) == pytest.approx(1.0)
     assert cosine(here, [-2 * one for one in here]) == pytest.approx(-1.0)
     flat = [torch.cat([one.flatten() for one in side]) for side in (here, there)]
