@@ -76,7 +76,13 @@ def test_control_tokens_learn_the_same_on_two_processes(method, cli, tmp_path):
     _close(_losses(tmp_path / "cpu"), _losses(tmp_path / "cpu2"), 1e-5)
 
 
-DIALOGUES = ["method=delia", "data.diverse_ratio=0.5", "data.diverse_source=external", "train.groups_per_step=5"]
+DIALOGUES = [
+    "method=delia",
+    "train.lora.dropout=0",
+    "data.diverse_ratio=0.5",
+    "data.diverse_source=external",
+    "train.groups_per_step=5",
+]
 
 
 def test_dialogues_and_a_new_token_learn_the_same_on_two_processes(cli, tmp_path):
