@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from alignlab.build import resolved
 from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
 from alignlab.errors import MissingError, StoppedError, UserError
+from alignlab.journal import SUFFIX
 from alignlab.launch import World, processes
 from alignlab.paths import content, fingerprint
 from alignlab.provenance import leaves
@@ -48,7 +49,7 @@ READS: dict[str, tuple[str, ...]] = {
     "prepare": ("method", "data", "model", "seed"),
     "score": ("method", "data", "model", "seed", "score"),
     "train": ("method", "model", "train", "seed"),
-    "sample": ("method", "data", "model", "suite", "sampler", "sample", "seed"),
+    "sample": ("method", "data", "model", "sampler", "sample", "seed"),
     "evaluate": ("method", "data", "model", "suite", "seed"),
     "report": ("suite",),
     "export": ("model",),
@@ -62,12 +63,18 @@ CURVE = ("method", "model", "data", "train", "seed")
 """config nodes that a run folder is bound to"""
 
 
-NEUTRAL = frozenset({"rows", "cache", "batch", "device", "parallel", "attempts", "timeout_seconds", "key_variable"})
+NEUTRAL = frozenset(
+    {"rows", "cache", "batch", "device", "parallel", "attempts", "timeout_seconds", "key_variable"}
+    | {"save_every_steps", "keep_checkpoints"}
+)
 """keys of these nodes that change memory, speed or place, and no result"""
 
+OWN_FOLDERS = ("", "done", "rows", "checkpoints", "plots")
+"""of a run folder, where files are written under a temporary name"""
 
-def _pruned(node: Any) -> Any:
-    return {k: _pruned(v) for k, v in node.items() if k not in NEUTRAL} if isinstance(node, dict) else node
+
+def _pruned(node: Any, without: frozenset[str] = NEUTRAL) -> Any:
+    return {k: _pruned(v, without) for k, v in node.items() if k not in without} if isinstance(node, dict) else node
 
 
 @dataclass
@@ -167,19 +174,28 @@ class Run:
 
     def digest(self, stage: str) -> str:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""
-        nodes: list[Any] = [OmegaConf.to_container(self.config.node[n], resolve=True) for n in READS[stage] if n != "seed"]
-        nodes = [_pruned(node) for node in nodes]
-        read = [_plain(self.config.node[name]) for name in READS[stage] if name != "seed"]
-        nodes.append([content(value) for values in read for key, value in values.items() if key.endswith("template")])
+        read = [self.config.node[name] for name in READS[stage] if name != "seed"]
+        # which metric is the objective is the report's affair
+        without = NEUTRAL | {"objective"} if stage == "evaluate" else NEUTRAL
+        nodes: list[Any] = [_pruned(OmegaConf.to_container(node, resolve=True), without) for node in read]
+        nodes.append([content(value) for node in read for key, value in _plain(node).items() if key.endswith("template")])
         if "model" in READS[stage]:
             nodes.append(fingerprint(self.config.model))
         if "suite" in READS[stage]:
             nodes.append(self.config.suite.digest())
+        if stage == "sample":
+            nodes.append(self._asked())
         rows = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
         if stage in ("score", "sample", "evaluate"):
             before.append(self.marker("train").get("digest"))
         return digest(stage, *nodes, self.config.seed, rows, before)
+
+    def _asked(self) -> list[Any]:
+        """All that the sample stage takes from the suite: its other keys change no sample."""
+        suite = self.config.suite
+        prompts = [asdict(prompt) for which in ("before", "after") for prompt in self.prompts(which)]
+        return [vars(suite.decoding()), suite.samples, getattr(suite, "padding", None), prompts]
 
     def marker(self, stage: str) -> dict[str, Any]:
         """What a finished stage left behind; empty where it has not finished."""
@@ -250,7 +266,9 @@ def _run_stage(run: Run, stage: str) -> None:
             )
     if run.is_done(stage):
         run.say(f"{stage}: done before")
+        _clear(run, run.marker(stage)["files"])
         return
+    log.info("%s begins", stage)
     started = time.monotonic()
     marker = run.path("done", f"{stage}.json")
     if run.world.main:
@@ -263,7 +281,15 @@ def _run_stage(run: Run, stage: str) -> None:
         seconds = time.monotonic() - started
         left = {"digest": run.digest(stage), "seconds": round(seconds, 3), "peak_mib": peak_memory(), "files": files}
         write_json(marker, left)
+        _clear(run, files)
         log.info("%s took %.1f s", stage, seconds)
+
+
+def _clear(run: Run, files: Sequence[str]) -> None:
+    """Delete what files that are done were made of."""
+    if run.world.main:
+        for name in files:
+            run.path(name + SUFFIX).unlink(missing_ok=True)
 
 
 def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
@@ -278,7 +304,14 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
     if frozen.exists() and not ours:
         raise UserError(f"run_dir: {folder} has a config.yaml that alignlab did not write. Choose another run_dir.")
     if overwrite and ours:
-        shutil.rmtree(folder)
+        # cut off, it leaves no marker of what is gone, and the file that says whose the rest is
+        for path in sorted(folder.iterdir(), key=lambda path: path.name != "done"):
+            if path != frozen:
+                _delete(path)
+    if ours:
+        for part in OWN_FOLDERS:
+            for path in (folder / part).glob("*.tmp"):  # what a process that was killed was writing
+                _delete(path)
     if frozen.exists():
         there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
         here = _plain(config.node)
@@ -292,13 +325,20 @@ def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
                 f"run_dir: {folder} holds a run with another configuration: {first} is {there.get(first)!r} there and "
                 f"{here.get(first)!r} now{more}.\nChoose another run_dir, or overwrite=true to throw that run away."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != frozen.name + ".tmp" for path in folder.iterdir()):
         raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(frozen, FIRST_LINE + "\n" + OmegaConf.to_yaml(config.node, resolve=True))
     except OSError as error:
         raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

@@ -66,10 +66,10 @@ class ChatEndpoint:
             raise ValueError(f"timeout_seconds: must be a positive number, not {self.timeout_seconds}")
 
     def sample(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: see :meth:`sample_many`."""
-        self.sample_many()
+        """Refuse: see :meth:`batches`."""
+        self.batches()
 
-    def sample_many(self, *_: Any, **__: Any) -> NoReturn:
+    def batches(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse to sample a model of this process.
 
         Raises:
