@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,10 +18,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
 from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError
 from alignlab.launch import World, world
+from alignlab.signals import Stop
 from alignlab.trackers import leave
 
 if TYPE_CHECKING:
     from alignlab.pipeline import Run
+
+
+OTHERS = ("chat", "verify")
+"""commands that are no run: a module each, which reads the command line itself, and a function of the same name"""
 
 
 def main() -> None:
@@ -34,15 +40,15 @@ def command(arguments: Sequence[str]) -> int:
     outside = world()
     try:
         asked = {"--help", "-h", "--version", "--cfg", "-c", "--info", "-i", "--hydra-help"} & set(arguments)
-        if not asked and any(argument.startswith("chat=") for argument in arguments):
-            from alignlab.chat import chat
-
+        other = next((name for name in OTHERS if any(argument.startswith(f"{name}=") for argument in arguments)), None)
+        if other and not asked:
             if outside.size > 1:
-                raise UserError("chat is one process: run it without torchrun or accelerate launch.")
-            return chat(arguments)
+                raise UserError(f"{other} is one process: run it without torchrun or accelerate launch.")
+            return getattr(import_module(f"alignlab.{other}"), other)(arguments)
         if not outside.main:  # what rank 0 answers by itself needs nobody to wait for it
             return OK if asked else _follow(outside)
-        _hydra(list(arguments), outside)
+        with Stop(several=outside.size > 1):  # also while nothing but the command line is read
+            _hydra(list(arguments), outside)
         return OK
     except SystemExit as error:  # argparse, --help
         return int(error.code or 0) if not isinstance(error.code, str) else FAULT
@@ -180,7 +186,6 @@ def run_composed(
     from alignlab.environment import log_file, write_environment
     from alignlab.pipeline import Run, execute, open_folder
     from alignlab.provenance import write_provenance
-    from alignlab.signals import Stop
 
     try:
         config = check(node)
@@ -208,7 +213,6 @@ def _follow(outside: World) -> int:
 
     from alignlab.config import check
     from alignlab.pipeline import Run, execute
-    from alignlab.signals import Stop
 
     folder = outside.share()
     if isinstance(folder, UserError):

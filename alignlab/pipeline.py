@@ -187,7 +187,8 @@ class Run:
             nodes.append(self._asked())
         rows = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
-        if stage in ("score", "sample", "evaluate"):
+        asked = {"score": self.config.score.model, "sample": self.config.sample.model, "evaluate": "both"}
+        if asked.get(stage, "before") != "before":  # what is asked of the untrained model alone outlasts a training
             before.append(self.marker("train").get("digest"))
         return digest(stage, *nodes, self.config.seed, rows, before)
 
