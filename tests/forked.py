@@ -30,7 +30,7 @@ class Forked:
             descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(descriptor, number)
-            sys.stdout = sys.stderr = open(descriptor, "w", buffering=1)
+            sys.stdout = sys.stderr = open(descriptor, "w", buffering=1)  # noqa: SIM115
             from alignlab.__main__ import command
 
             status = command(arguments)
