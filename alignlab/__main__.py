@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
-from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError
+from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError, refused, system_error
 from alignlab.launch import World, world
 from alignlab.signals import Stop
 from alignlab.trackers import leave
@@ -63,8 +63,10 @@ def command(arguments: Sequence[str]) -> int:
         if type(error).__module__.startswith(("hydra", "omegaconf", "antlr4")):
             refusal = translate(error, arguments)
             return _say(refusal, refusal.status, arguments)
-        if isinstance(error, OSError):
-            return _say(f"{error.filename or 'system'}: {error.strerror or error}.", MissingError.status, arguments)
+        system = system_error(error)
+        if system is not None:
+            refusal = refused("system", system, Path.cwd())
+            return _say(refusal, refusal.status, arguments)
         memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if memory:
             where = "Lower hardware.tokens_per_micro or sampler.rows, or set hardware.gradient_checkpointing=true."
@@ -193,13 +195,13 @@ def run_composed(
             node.run_dir = str(Path("runs") / run_name(choices, overrides, node.seed))
         config.data.digest()  # a data path that is wrong shall not leave a folder behind
         folder = Path(str(node.run_dir))
-        open_folder(folder, config, overwrite=config.overwrite)
+        lock = open_folder(folder, config, overwrite=config.overwrite)
     except BaseException as error:
         if outside.size > 1:
             outside.share(error if isinstance(error, UserError) else UserError(str(error)))
         raise
     outside.share(str(folder))
-    with log_file(folder), Stop(several=outside.size > 1) as stop:
+    with lock, log_file(folder), Stop(several=outside.size > 1) as stop:
         run = Run(folder, config, stop, outside)
         command = write_environment(run, choices, overrides, arguments)
         write_provenance(folder, node, sources(), command)
@@ -212,13 +214,14 @@ def _follow(outside: World) -> int:
     from omegaconf import OmegaConf
 
     from alignlab.config import check
+    from alignlab.lock import FolderLock
     from alignlab.pipeline import Run, execute
 
     folder = outside.share()
     if isinstance(folder, UserError):
         return folder.status
     try:
-        with Stop(several=True) as stop:
+        with FolderLock(Path(folder), rank=True), Stop(several=True) as stop:
             execute(Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, outside))  # type: ignore[arg-type]
     except (UserError, StoppedError) as error:
         return error.status

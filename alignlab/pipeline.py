@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from alignlab.build import resolved
 from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
-from alignlab.errors import MissingError, StoppedError, UserError
+from alignlab.errors import MissingError, StoppedError, UserError, refused, system_error
 from alignlab.journal import SUFFIX
 from alignlab.launch import World, processes
+from alignlab.lock import FILE as LOCK
+from alignlab.lock import FolderLock
 from alignlab.paths import content, fingerprint
 from alignlab.provenance import leaves
 from alignlab.records import Prompt, write_json, write_text
@@ -61,6 +65,9 @@ FIRST_LINE = "# The resolved configuration of a run of alignlab."
 
 CURVE = ("method", "model", "data", "train", "seed")
 """config nodes that a run folder is bound to"""
+
+MEASURED = ("suite", "sampler", "sample", "score")
+"""config nodes of what is done again where they change"""
 
 
 NEUTRAL = frozenset(
@@ -199,14 +206,17 @@ class Run:
         return [vars(suite.decoding()), suite.samples, getattr(suite, "padding", None), prompts]
 
     def marker(self, stage: str) -> dict[str, Any]:
-        """What a finished stage left behind; empty where it has not finished."""
+        """What a finished stage left behind; empty where it has not finished, or the file is damaged."""
         path = self.path("done", f"{stage}.json")
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished with what it would read now, and its files are there."""
         marker = self.marker(stage)
-        return bool(marker) and marker["digest"] == self.digest(stage) and all(self.path(f).exists() for f in marker["files"])
+        return marker.get("digest") == self.digest(stage) and all(self.path(f).exists() for f in marker.get("files", ()))
 
 
 def stage_function(stage: str) -> Callable[[Run], list[str]]:
@@ -276,8 +286,11 @@ def _run_stage(run: Run, stage: str) -> None:
         marker.unlink(missing_ok=True)
     try:
         files = stage_function(stage)(run)
-    except OSError as error:
-        raise MissingError(f"{stage}: {error.strerror or error} ({error.filename or run.folder}).") from error
+    except Exception as error:
+        system = system_error(error)
+        if system is None:
+            raise
+        raise refused(stage, system, run.folder) from error
     if run.world.main and files:  # what leaves nothing for another stage is never done before
         seconds = time.monotonic() - started
         left = {"digest": run.digest(stage), "seconds": round(seconds, 3), "peak_mib": peak_memory(), "files": files}
@@ -293,46 +306,74 @@ def _clear(run: Run, files: Sequence[str]) -> None:
             run.path(name + SUFFIX).unlink(missing_ok=True)
 
 
-def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
-    """Make the run folder, or take up the one that is there.
+def open_folder(folder: Path, config: Config, *, overwrite: bool) -> FolderLock:
+    """Make the run folder, or take up the one that is there; returns the lock that keeps other runs out of it.
 
     Raises:
-        UserError: it holds a run with another training configuration, or something that is no run.
+        UserError: it holds a run with another training configuration, or something that is no run; or a run is at work there.
         MissingError: it cannot be written.
     """
     frozen = folder / "config.yaml"
     ours = frozen.is_file() and frozen.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)
     if frozen.exists() and not ours:
         raise UserError(f"run_dir: {folder} has a config.yaml that alignlab did not write. Choose another run_dir.")
-    if overwrite and ours:
-        # cut off, it leaves no marker of what is gone, and the file that says whose the rest is
-        for path in sorted(folder.iterdir(), key=lambda path: path.name != "done"):
-            if path != frozen:
-                _delete(path)
-    if ours:
+    if not ours and folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
+        raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
+    lock = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        if overwrite and ours:
+            for path in sorted(folder.iterdir(), key=lambda path: path.name != "done"):  # first what says that the rest is whole
+                if path.name != LOCK:
+                    _delete(path)
         for part in OWN_FOLDERS:
             for path in (folder / part).glob("*.tmp"):  # what a process that was killed was writing
                 _delete(path)
-    if frozen.exists():
-        there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
-        here = _plain(config.node)
-        bound = (k for k in {*there, *here} if k.split(".")[0] in CURVE and k.split(".")[-1] not in NEUTRAL)
-        differing = sorted(k for k in bound if there.get(k) != here.get(k))
-        begun = any((folder / "done").glob("*.json")) or (folder / "checkpoints").exists()
-        if differing and begun:
-            first = differing[0]
-            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-            raise UserError(
-                f"run_dir: {folder} holds a run with another configuration: {first} is {there.get(first)!r} there and "
-                f"{here.get(first)!r} now{more}.\nChoose another run_dir, or overwrite=true to throw that run away."
-            )
-    elif folder.exists() and any(path.name != frozen.name + ".tmp" for path in folder.iterdir()):
-        raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if frozen.exists():
+            _compare(folder, config)
         write_text(frozen, FIRST_LINE + "\n" + OmegaConf.to_yaml(config.node, resolve=True))
-    except OSError as error:
-        raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
+    except BaseException as error:
+        if lock is not None:
+            lock.close()
+        if isinstance(error, OSError):
+            raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
+        raise
+    return lock
+
+
+def _compare(folder: Path, config: Config) -> None:
+    """Compare with the configuration that a folder was begun with: what shapes the curve must be the same; the rest is said.
+
+    Raises:
+        UserError: it is another one, or cannot be read.
+    """
+    try:
+        there = _plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{folder / 'config.yaml'}{f':{mark.line + 1}' if mark else ''}"
+        raise UserError(
+            f"{where}: not the configuration that alignlab wrote: {str(error).splitlines()[0]}.\n"
+            "Restore it, choose another run_dir, or overwrite=true to throw that run away."
+        ) from None
+    here = _plain(config.node)
+    differing = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k) and k.split(".")[-1] not in NEUTRAL]
+    if not any((folder / "done").glob("*.json")) and not (folder / "checkpoints").exists():
+        return
+    for bound in (True, False):
+        found = [key for key in differing if key.split(".")[0] in (CURVE if bound else MEASURED)]
+        if not found:
+            continue
+        first = found[0]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        other = f"{first} is {there.get(first)!r} there and {here.get(first)!r} now{more}."
+        if bound:
+            raise UserError(
+                f"run_dir: {folder} holds a run with another configuration: {other}\n"
+                "Choose another run_dir, or overwrite=true to throw that run away."
+            )
+        print(f"run_dir: {folder} was last used with another configuration: {other}", file=sys.stderr)
 
 
 def _delete(path: Path) -> None:

@@ -19,6 +19,7 @@ def train(folder: str) -> Outcome | None:
     from alignlab.environment import log_file
     from alignlab.errors import StoppedError, UserError
     from alignlab.launch import World
+    from alignlab.lock import FolderLock
     from alignlab.pipeline import Run
     from alignlab.signals import Stop
     from alignlab.stages import train as stage
@@ -26,7 +27,8 @@ def train(folder: str) -> Outcome | None:
     _quiet_libraries()
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     failed: Outcome | None = None
-    with log_file(Path(folder)) if world.main else nullcontext(), Stop(several=True) as stop:
+    writes = log_file(Path(folder)) if world.main else nullcontext()
+    with FolderLock(Path(folder), rank=True), writes, Stop(several=True) as stop:
         run = Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, world)  # type: ignore[arg-type]
         try:
             stage.train(run)

@@ -1,0 +1,77 @@
+"""A run that nothing disturbed, and the same one after a kill."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import alignlab
+
+COMMON = [
+    "tracker=none",
+    "train.epochs=10",
+    "train.save_every_steps=20",
+    "suite.samples=20",
+    "stages=[prepare,train,sample,evaluate]",
+]
+"""60 steps, 3 checkpoints, the last 2 kept"""
+
+STOPPING = """
+import os, signal
+from alignlab.train.checkpoint import Checkpoints
+save = Checkpoints.save
+def stopping(self, progress, *others):
+    save(self, progress, *others)
+    if progress.step == 40:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Checkpoints.save = stopping
+from alignlab.__main__ import main
+main()
+"""
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """What two runs that are the same leave: name -> content."""
+    names = [*folder.glob("adapter/*"), *folder.glob("rows/*"), *(folder / f"{n}.jsonl" for n in ("records", "samples"))]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in [*names, folder / "results.json"]}
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in alignlab.RunFolder(folder).metrics]
+
+
+def rubbish(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob("*") if ".tmp" in path.name or path.name.endswith(".old")]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    return alignlab.run([*COMMON, f"run_dir={tmp_path_factory.mktemp('whole') / 'run'}"]).path
+
+
+@pytest.fixture(scope="session")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """The same command, in a process that stands still at step 40, in the folder ``run`` of its ``cwd``."""
+    where = tmp_path_factory.mktemp("standing")
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPING, *COMMON, "run_dir=run"], cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    process.where = where  # type: ignore[attr-defined]
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), "the run ended before step 40"
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def killed(standing: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left of its folder when it is killed there: a copy of it as it stands."""
+    return shutil.copytree(standing.where / "run", tmp_path_factory.mktemp("killed") / "run")  # type: ignore[attr-defined]
