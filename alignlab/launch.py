@@ -125,7 +125,7 @@ def train_on_ranks(folder: Path, count: int, cpu: bool) -> None:
         start_method="spawn",
     )
     try:
-        results = elastic_launch(config, worker.train)(str(folder))
+        results = elastic_launch(config, worker.train)(str(folder), os.getpid())
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RuntimeError(

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from alignlab.errors import FAULT
+
 Outcome = tuple[str, str, int]
 """class of what was raised, its message, exit status"""
 
 
-def train(folder: str) -> Outcome | None:
-    """The train stage. What it raises for the person comes back, so that the parent says it once."""
+def train(folder: str, parent: int) -> Outcome | None:
+    """The train stage. What it raises for the person comes back, so that the parent says it once.
+
+    A killed parent sends SIGINT; nobody reads then what comes back, and the process ends here.
+    """
+    _end_without(parent)
     from alignlab.__main__ import _quiet_libraries
     from alignlab.config import check
     from alignlab.environment import log_file
@@ -36,4 +42,10 @@ def train(folder: str) -> Outcome | None:
             failed = type(error).__name__, str(error), error.status
         finally:
             run.close(failed=failed is not None)
+    _end_without(parent)
     return failed
+
+
+def _end_without(parent: int) -> None:
+    if os.getppid() != parent:
+        os._exit(FAULT)

@@ -20,7 +20,6 @@ from torch import nn
 from alignlab.errors import MissingError, system_error
 from alignlab.files import sync
 from alignlab.launch import ALONE, World
-from alignlab.records import write_json
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +95,11 @@ class Checkpoints:
                 if isinstance(value, torch.Tensor)
             }
             _write(temporary / OPTIMIZER, state)
-            write_json(temporary / PROGRESS, asdict(progress))
-            for file in temporary.iterdir():
-                sync(file)
-            write_json(temporary / MANIFEST, {file.name: _facts(file) for file in sorted(temporary.iterdir())})
-            sync(temporary)
+            _write_json(temporary / PROGRESS, asdict(progress))
+            files = sorted(temporary.iterdir())
+            _write_json(temporary / MANIFEST, {file.name: _facts(file) for file in files})
+            for path in (*files, temporary / MANIFEST, temporary):
+                sync(path)
             self._drop(progress.step)
             temporary.replace(final)
         except BaseException:
@@ -207,6 +206,13 @@ def fault(folder: Path, only: str | None = None) -> str | None:
 def _facts(file: Path) -> dict[str, Any]:
     with file.open("rb") as content:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+
+
+def _write_json(file: Path, value: Any) -> None:
+    try:
+        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def _write(file: Path, tensors: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import COMMON, losses, outcome, rubbish
+from disturbed import COMMON, losses, outcome, rubbish
 
 from alignlab.__main__ import command
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import COMMON, losses, outcome, rubbish
+from disturbed import COMMON, losses, outcome, rubbish
 
 import alignlab
 from alignlab.__main__ import command
