@@ -29,7 +29,8 @@ test: lint  ## lint, types and every test
 	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/quant
 
 KILLS ?= 12
-test-faults: .venv/ready  ## runs of every method killed at random instants; KILLS=200 for a long soak
+test-faults: .venv/ready  ## faults, and runs of every method killed at random instants; KILLS=200 for a long soak
+	$(BIN)/python -m pytest tests/faults
 	$(BIN)/python tests/soak/soak.py --kills $(KILLS) --each 2
 
 lint: .venv/ready  ## ruff and mypy

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -97,7 +97,7 @@ def durations(process: Process, run: Path) -> dict[str, float]:
     return {stage: end - start for (stage, start), end in zip(began.items(), ends, strict=True)}
 
 
-Instant = tuple[Collection[str], float]
+Instant = tuple[tuple[str, ...], float]
 """stages, and seconds since the first of them began; of no stage, since the start of the process"""
 
 
@@ -106,7 +106,7 @@ def instants(seconds: Mapping[str, float], kills: int, seed: int) -> list[Instan
 
     They are in the order in which a run that loses nothing comes to them, each counted from the one before.
     """
-    random, stages = generator(seed, "verify"), list(seconds)
+    random, stages = generator(seed, "verify"), tuple(seconds)
     drawn = sorted((int(random.integers(len(stages))), float(random.random())) for _ in range(kills))
     found, before = list[Instant](), (-1, 0.0)
     for place, share in drawn:
@@ -198,7 +198,7 @@ def differences(whole: Path, other: Path) -> tuple[int, list[str]]:
 
 def rubbish(folder: Path) -> list[Path]:
     """Files and folders that only work under way has."""
-    return sorted(path for path in folder.rglob("*") if path.name.endswith((".tmp", SUFFIX)))
+    return sorted(path for path in folder.rglob("*") if path.name.endswith((".tmp", ".old", SUFFIX)))
 
 
 def _files(run: Path) -> set[str]:

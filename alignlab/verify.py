@@ -58,7 +58,7 @@ def _verify(kills: int, seed: int, folder: Path, words: Sequence[str]) -> int:
     problems = [*found.problems, *problems]
     passed = not problems
     write_json(folder / MARK, {"words": list(words), "kills": found.kills, "seed": seed, "files": count, "problems": problems})
-    times = f"killed {len(found.kills)} time{'s' * (len(found.kills) != 1)}"
+    times = f"killed {({1: 'once', 2: 'twice'}).get(len(found.kills), f'{len(found.kills)} times')}"
     if passed:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         print(f"PASS: {times}, the run left the same {count} files, byte by byte, as the one that was not: {folder}")

@@ -93,9 +93,9 @@ def test_a_configuration_edited_by_hand_is_noticed(killed, whole, tmp_path, caps
         frozen.write_text(text.replace(old, new))
         return capsys.readouterr().err
 
-    edited("save_every_steps: 20", "save_every_steps: 30")
+    edited("  lr: 0.001", "  lr: 0.002")
     assert command([*COMMON, f"run_dir={folder}"]) == 2
-    assert "train.save_every_steps is 30 there and 20 now." in edited("  epochs: 10", "  epochs: [10")
+    assert "train.lr is 0.002 there and 0.001 now." in edited("  epochs: 10", "  epochs: [10")
     assert command([*COMMON, f"run_dir={folder}"]) == 2
     said = edited("  samples: 20", "  samples: 3")
     assert f"{folder}/config.yaml:" in said
