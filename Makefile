@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-faults lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,11 @@ demo: .venv/ready  ## train the embedded tiny model: random numbers become rando
 test: lint  ## lint, types and every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	PYTHONPATH=.venv/quant $(BIN)/python -m pytest tests/quant
+
+KILLS ?= 12
+test-faults: .venv/ready  ## faults, and runs of every method killed at random instants; KILLS=200 for a long soak
+	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python tests/soak/soak.py --kills $(KILLS) --each 2
 
 lint: .venv/ready  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -10,17 +10,23 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
-from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError
+from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError, refused, system_error
 from alignlab.launch import World, world
+from alignlab.signals import Stop
 from alignlab.trackers import leave
 
 if TYPE_CHECKING:
     from alignlab.pipeline import Run
+
+
+OTHERS = ("chat", "verify")
+"""commands that are no run: a module each, which reads the command line itself, and a function of the same name"""
 
 
 def main() -> None:
@@ -34,15 +40,15 @@ def command(arguments: Sequence[str]) -> int:
     outside = world()
     try:
         asked = {"--help", "-h", "--version", "--cfg", "-c", "--info", "-i", "--hydra-help"} & set(arguments)
-        if not asked and any(argument.startswith("chat=") for argument in arguments):
-            from alignlab.chat import chat
-
+        other = next((name for name in OTHERS if any(argument.startswith(f"{name}=") for argument in arguments)), None)
+        if other and not asked:
             if outside.size > 1:
-                raise UserError("chat is one process: run it without torchrun or accelerate launch.")
-            return chat(arguments)
+                raise UserError(f"{other} is one process: run it without torchrun or accelerate launch.")
+            return getattr(import_module(f"alignlab.{other}"), other)(arguments)
         if not outside.main:  # what rank 0 answers by itself needs nobody to wait for it
             return OK if asked else _follow(outside)
-        _hydra(list(arguments), outside)
+        with Stop(several=outside.size > 1):  # also while nothing but the command line is read
+            _hydra(list(arguments), outside)
         return OK
     except SystemExit as error:  # argparse, --help
         return int(error.code or 0) if not isinstance(error.code, str) else FAULT
@@ -57,8 +63,10 @@ def command(arguments: Sequence[str]) -> int:
         if type(error).__module__.startswith(("hydra", "omegaconf", "antlr4")):
             refusal = translate(error, arguments)
             return _say(refusal, refusal.status, arguments)
-        if isinstance(error, OSError):
-            return _say(f"{error.filename or 'system'}: {error.strerror or error}.", MissingError.status, arguments)
+        system = system_error(error)
+        if system is not None:
+            refusal = refused("system", system, Path.cwd())
+            return _say(refusal, refusal.status, arguments)
         memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if memory:
             where = "Lower hardware.tokens_per_micro or sampler.rows, or set hardware.gradient_checkpointing=true."
@@ -183,7 +191,6 @@ def run_composed(
     from alignlab.environment import log_file, write_environment
     from alignlab.pipeline import Run, execute, open_folder
     from alignlab.provenance import write_provenance
-    from alignlab.signals import Stop
 
     try:
         config = check(node)
@@ -191,13 +198,13 @@ def run_composed(
             node.run_dir = str(Path("runs") / run_name(choices, overrides, node.seed))
         config.data.digest()  # a data path that is wrong shall not leave a folder behind
         folder = Path(str(node.run_dir))
-        open_folder(folder, config, overwrite=config.overwrite)
+        lock = open_folder(folder, config, overwrite=config.overwrite)
     except BaseException as error:
         if outside.size > 1:
             outside.share(error if isinstance(error, UserError) else UserError(str(error)))
         raise
     outside.share(str(folder))
-    with log_file(folder), Stop(several=outside.size > 1) as stop:
+    with lock, log_file(folder), Stop(several=outside.size > 1) as stop:
         run = Run(folder, config, stop, outside)
         command = write_environment(run, choices, overrides, arguments)
         write_provenance(folder, node, sources(), command)
@@ -210,14 +217,14 @@ def _follow(outside: World) -> int:
     from omegaconf import OmegaConf
 
     from alignlab.config import check
+    from alignlab.lock import FolderLock
     from alignlab.pipeline import Run, execute
-    from alignlab.signals import Stop
 
     folder = outside.share()
     if isinstance(folder, UserError):
         return folder.status
     try:
-        with Stop(several=True) as stop:
+        with FolderLock(Path(folder), rank=True), Stop(several=True) as stop:
             execute(Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, outside))  # type: ignore[arg-type]
     except (UserError, StoppedError) as error:
         return error.status

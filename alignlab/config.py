@@ -264,7 +264,7 @@ PROTOCOLS: Mapping[str, tuple[str, ...]] = {
         "sections",
     ),
     "suite": ("accepts", "ready", "digest", "prompts", "decoding", "evaluate", "summary", "charts"),
-    "sampler": ("sample", "sample_many"),
+    "sampler": ("sample", "batches"),
 }
 """groups that name their class, and what it must have; those that import least stand first, so that a mistake shows soonest"""
 

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,19 +105,36 @@ def _commit() -> str | None:
 
 
 class log_file:
-    """Everything that is logged, in ``log.txt`` of the run folder, while a run is under way."""
+    """Everything that is logged, in ``log.txt`` of the run folder, while a run is under way; warnings for the person, too."""
 
     def __init__(self, folder: Path) -> None:
-        self._handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        path = folder / "log.txt"
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # a kill cut a line off
+            with path.open("ab") as file:
+                file.write(b"\n")
+        self._handler = _LogFile(path, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._person = logging.StreamHandler(sys.stderr)
+        self._person.setLevel(logging.WARNING)
 
     def __enter__(self) -> None:
         logger = logging.getLogger("alignlab")
         logger.setLevel(logging.INFO)
         logger.addHandler(self._handler)
+        logger.addHandler(self._person)
 
     def __exit__(self, kind: Any, error: Any, _: Any) -> None:
+        logger = logging.getLogger("alignlab")
+        logger.removeHandler(self._person)  # the caller says what ended the run
         if error is not None:
-            logging.getLogger("alignlab").error("%s", error)
-        logging.getLogger("alignlab").removeHandler(self._handler)
-        self._handler.close()
+            logger.error("%s", error)
+        logger.removeHandler(self._handler)
+        with suppress(OSError):
+            self._handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that never stands in the way: on a full disk, whoever writes what matters ends the run, with a sentence."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -36,6 +39,39 @@ class StoppedError(KeyboardInterrupt):
     def __reduce__(self) -> tuple[type, tuple[str, int]]:
         """Ranks tell one another of it."""
         return StoppedError, (str(self), self.status)
+
+
+_FULL = "Free some space; the same command goes on from there."
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "Let files grow larger there (ulimit -f says how large they may be); the same command goes on from there.",
+    errno.EROFS: "Make it writable, or choose another folder: run_dir=FOLDER.",
+    errno.EACCES: "See to its permissions, or choose another folder: run_dir=FOLDER.",
+}
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's refusal that an error tells of; None where it tells of none.
+
+    Libraries written in Rust (safetensors, tokenizers) raise an exception of their own, with the system's number in its text.
+    """
+    if isinstance(error, OSError):
+        return error
+    found = None if isinstance(error, UserError) else re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def refused(what: str, error: OSError, where: object) -> MissingError:
+    """The system's refusal in words.
+
+    Args:
+        what: could not go on, such as a stage.
+        error: the refusal.
+        where: the folder that is concerned, should the error name no file.
+    """
+    advice = _ADVICE.get(error.errno or 0)
+    return MissingError(f"{what}: {error.strerror or error} ({error.filename or where})." + (f"\n{advice}" if advice else ""))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -36,6 +36,21 @@ class World:
         broadcast_object_list(box)
         return box[0]
 
+    def agree(self, failure: Exception | None) -> None:
+        """Raise on every rank what a rank failed with, the first one's of several; all ranks call it, most of them with None."""
+        if self.size > 1:
+            from accelerate import PartialState
+            from accelerate.utils import gather_object
+
+            PartialState(**state_options())
+            failure = next((found for found in gather_object([failure]) if found is not None), None)
+        if failure is not None:
+            raise failure
+
+
+ALONE = World(0, 1)
+"""one process that nobody else started"""
+
 
 def world() -> World:
     """Read from the environment that a launcher sets."""
@@ -110,7 +125,7 @@ def train_on_ranks(folder: Path, count: int, cpu: bool) -> None:
         start_method="spawn",
     )
     try:
-        results = elastic_launch(config, worker.train)(str(folder))
+        results = elastic_launch(config, worker.train)(str(folder), os.getpid())
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RuntimeError(

@@ -9,18 +9,23 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from alignlab.build import resolved
 from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
-from alignlab.errors import MissingError, StoppedError, UserError
+from alignlab.errors import MissingError, StoppedError, UserError, refused, system_error
+from alignlab.journal import SUFFIX
 from alignlab.launch import World, processes
+from alignlab.lock import FILE as LOCK
+from alignlab.lock import FolderLock
 from alignlab.paths import content, fingerprint
 from alignlab.provenance import leaves
 from alignlab.records import Prompt, write_json, write_text
@@ -48,7 +53,7 @@ READS: dict[str, tuple[str, ...]] = {
     "prepare": ("method", "data", "model", "seed"),
     "score": ("method", "data", "model", "seed", "score"),
     "train": ("method", "model", "train", "seed"),
-    "sample": ("method", "data", "model", "suite", "sampler", "sample", "seed"),
+    "sample": ("method", "data", "model", "sampler", "sample", "seed"),
     "evaluate": ("method", "data", "model", "suite", "seed"),
     "report": ("suite",),
     "export": ("model",),
@@ -61,16 +66,24 @@ FIRST_LINE = "# The resolved configuration of a run of alignlab."
 CURVE = ("method", "model", "data", "train", "seed")
 """config nodes that a run folder is bound to"""
 
+MEASURED = ("suite", "sampler", "sample", "score")
+"""config nodes of what is done again where they change"""
 
 NEUTRAL = frozenset({"rows", "cache", "batch", "device", "parallel", "attempts", "timeout_seconds", "key_variable"})
 """fields of classes, of those that a configuration names, that change memory, speed or place, and no result"""
 
+SAVING = frozenset({"save_every_steps", "keep_checkpoints"})
+"""fields of ``train`` that are no more than that, too"""
 
-def _pruned(node: Any) -> Any:
-    """A node without them; keys that a user chose, in a set of keys that is no class's, are others."""
+OWN_FOLDERS = ("", "done", "rows", "checkpoints", "plots")
+"""of a run folder, where files are written under a temporary name"""
+
+
+def _pruned(node: Any, without: frozenset[str] = SAVING) -> Any:
+    """A node without all these; keys that a user chose, in a set of keys that is no class's, are others."""
     if not isinstance(node, dict):
         return node
-    return {k: _pruned(v) for k, v in node.items() if not ("_target_" in node and k in NEUTRAL)}
+    return {k: _pruned(v, without) for k, v in node.items() if k not in without and not ("_target_" in node and k in NEUTRAL)}
 
 
 @dataclass
@@ -173,31 +186,44 @@ class Run:
 
     def digest(self, stage: str) -> str:
         """Digest of all that a stage reads: config nodes, data, and the stages before it."""
-        nodes: list[Any] = [OmegaConf.to_container(self.config.node[n], resolve=True) for n in READS[stage] if n != "seed"]
-        nodes = [_pruned(node) for node in nodes]
-        read = [_plain(self.config.node[name]) for name in READS[stage] if name != "seed"]
-        nodes.append([content(value) for values in read for key, value in values.items() if key.endswith("template")])
+        read = [self.config.node[name] for name in READS[stage] if name != "seed"]
+        # which metric is the objective is the report's affair
+        without = SAVING | {"objective"} if stage == "evaluate" else SAVING
+        nodes: list[Any] = [_pruned(OmegaConf.to_container(node, resolve=True), without) for node in read]
+        nodes.append([content(value) for node in read for key, value in _plain(node).items() if key.endswith("template")])
         if "model" in READS[stage]:
             nodes.append(fingerprint(self.config.model))
         if "suite" in READS[stage]:
             nodes.append(self.config.suite.digest())
+        if stage == "sample":
+            nodes.append(self._asked())
         rows = self.config.data.digest() if "data" in READS[stage] or stage == "train" else ""
         if stage == "train":  # what was made with a model need not come out the same again
             rows += content(str(self.path("rows", "made.json")))
         before = [self.marker(name).get("digest") for name in NEEDS[stage]]
-        if stage in ("score", "sample", "evaluate"):
+        asked = {"score": self.config.score.model, "sample": self.config.sample.model, "evaluate": "both"}
+        if asked.get(stage, "before") != "before":  # what is asked of the untrained model alone outlasts a training
             before.append(self.marker("train").get("digest"))
         return digest(stage, *nodes, self.config.seed, rows, before)
 
+    def _asked(self) -> list[Any]:
+        """All that the sample stage takes from the suite: its other keys change no sample."""
+        suite = self.config.suite
+        prompts = [asdict(prompt) for which in ("before", "after") for prompt in self.prompts(which)]
+        return [vars(suite.decoding()), suite.samples, getattr(suite, "padding", None), prompts]
+
     def marker(self, stage: str) -> dict[str, Any]:
-        """What a finished stage left behind; empty where it has not finished."""
+        """What a finished stage left behind; empty where it has not finished, or the file is damaged."""
         path = self.path("done", f"{stage}.json")
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished with what it would read now, and its files are there."""
         marker = self.marker(stage)
-        return bool(marker) and marker["digest"] == self.digest(stage) and all(self.path(f).exists() for f in marker["files"])
+        return marker.get("digest") == self.digest(stage) and all(self.path(f).exists() for f in marker.get("files", ()))
 
 
 def stage_function(stage: str) -> Callable[[Run], list[str]]:
@@ -260,56 +286,111 @@ def _run_stage(run: Run, stage: str) -> None:
             )
     if run.is_done(stage):
         run.say(f"{stage}: done before")
+        _clear(run, run.marker(stage)["files"])
         return
+    log.info("%s begins", stage)
     started = time.monotonic()
     marker = run.path("done", f"{stage}.json")
     if run.world.main:
         marker.unlink(missing_ok=True)
     try:
         files = stage_function(stage)(run)
-    except OSError as error:
-        raise MissingError(f"{stage}: {error.strerror or error} ({error.filename or run.folder}).") from error
+    except Exception as error:
+        system = system_error(error)
+        if system is None:
+            raise
+        raise refused(stage, system, run.folder) from error
     if run.world.main and files:  # what leaves nothing for another stage is never done before
         seconds = time.monotonic() - started
         left = {"digest": run.digest(stage), "seconds": round(seconds, 3), "peak_mib": peak_memory(), "files": files}
         write_json(marker, left)
+        _clear(run, files)
         log.info("%s took %.1f s", stage, seconds)
 
 
-def open_folder(folder: Path, config: Config, *, overwrite: bool) -> None:
-    """Make the run folder, or take up the one that is there.
+def _clear(run: Run, files: Sequence[str]) -> None:
+    """Delete what files that are done were made of."""
+    if run.world.main:
+        for name in files:
+            run.path(name + SUFFIX).unlink(missing_ok=True)
+
+
+def open_folder(folder: Path, config: Config, *, overwrite: bool) -> FolderLock:
+    """Make the run folder, or take up the one that is there; returns the lock that keeps other runs out of it.
 
     Raises:
-        UserError: it holds a run with another training configuration, or something that is no run.
+        UserError: it holds a run with another training configuration, or something that is no run; or a run is at work there.
         MissingError: it cannot be written.
     """
     frozen = folder / "config.yaml"
     ours = frozen.is_file() and frozen.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)
     if frozen.exists() and not ours:
         raise UserError(f"run_dir: {folder} has a config.yaml that alignlab did not write. Choose another run_dir.")
-    if overwrite and ours:
-        shutil.rmtree(folder)
-    if frozen.exists():
-        there = _plain(OmegaConf.load(frozen))  # type: ignore[arg-type]
-        here = _plain(config.node)
-        bound = (k for k in {*there, *here} if k.split(".")[0] in CURVE)
-        differing = sorted(k for k in bound if there.get(k) != here.get(k))
-        begun = any((folder / "done").glob("*.json")) or (folder / "checkpoints").exists()
-        if differing and begun:
-            first = differing[0]
-            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-            raise UserError(
-                f"run_dir: {folder} holds a run with another configuration: {first} is {there.get(first)!r} there and "
-                f"{here.get(first)!r} now{more}.\nTo go on with it, repeat its whole command (environment.json has it). "
-                "Else choose another run_dir, or overwrite=true to throw that run away."
-            )
-    elif folder.exists() and any(folder.iterdir()):
+    if not ours and folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
         raise UserError(f"run_dir: {folder} is not empty and is no run of alignlab. Choose another run_dir.")
+    lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        if overwrite and ours:
+            for path in sorted(folder.iterdir(), key=lambda path: path.name != "done"):  # first what says that the rest is whole
+                if path.name != LOCK:
+                    _delete(path)
+        for part in OWN_FOLDERS:
+            for path in (folder / part).glob("*.tmp"):  # what a process that was killed was writing
+                _delete(path)
+        if frozen.exists():
+            _compare(folder, config)
         write_text(frozen, FIRST_LINE + "\n" + OmegaConf.to_yaml(config.node, resolve=True))
-    except OSError as error:
-        raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
+    except BaseException as error:
+        if lock is not None:
+            lock.close()
+        if isinstance(error, OSError):
+            raise MissingError(f"run_dir: {folder} cannot be written: {error.strerror}. Choose another: run_dir=FOLDER.") from None
+        raise
+    return lock
+
+
+def _compare(folder: Path, config: Config) -> None:
+    """Compare with the configuration that a folder was begun with: what shapes the curve must be the same; the rest is said.
+
+    Raises:
+        UserError: it is another one, or cannot be read.
+    """
+    try:
+        there = _plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{folder / 'config.yaml'}{f':{mark.line + 1}' if mark else ''}"
+        raise UserError(
+            f"{where}: not the configuration that alignlab wrote: {str(error).splitlines()[0]}.\n"
+            "Restore it, choose another run_dir, or overwrite=true to throw that run away."
+        ) from None
+    here = _plain(config.node)
+    differing = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+    if not any((folder / "done").glob("*.json")) and not (folder / "checkpoints").exists():
+        return
+    for bound in (True, False):
+        found = [key for key in differing if key.split(".")[0] in (CURVE if bound else MEASURED)]
+        if not found:
+            continue
+        first = found[0]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        other = f"{first} is {there.get(first)!r} there and {here.get(first)!r} now{more}."
+        if bound:
+            raise UserError(
+                f"run_dir: {folder} holds a run with another configuration: {other}\n"
+                "To go on with it, repeat its whole command (environment.json has it). "
+                "Else choose another run_dir, or overwrite=true to throw that run away."
+            )
+        print(f"run_dir: {folder} was last used with another configuration: {other}", file=sys.stderr)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

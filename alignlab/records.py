@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import UserError, did_you_mean
+from alignlab.files import replacing
 
 
 class Record:
@@ -363,14 +363,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: a reader sees the old content or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    """Write a file atomically."""
+    with replacing(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -380,17 +375,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Write dataclasses or mappings as JSON lines, as a stream, atomically. Returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     count = 0
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for row in rows:
             value = row if isinstance(row, dict) else _plain(row)
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
             count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return count
 
 

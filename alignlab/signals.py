@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from alignlab.errors import StoppedError
+from alignlab.errors import StoppedError, UserError
+
+FAILED = 1000
+"""a number above that of any signal: a rank cannot go on"""
 
 _STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
@@ -25,6 +28,8 @@ class Stop:
 
     def __init__(self, several: bool = False) -> None:
         self.signal: int = 0
+        self.failure: UserError | None = None
+        """why this rank cannot go on; all ranks end together, when they next hear of one another"""
         self._several = several
         self._deferred = False
         self._before: dict[int, Any] = {}
@@ -46,6 +51,11 @@ class Stop:
         self.signal = number
         if not self._deferred:
             raise self.error("what was finished is kept")
+
+    @property
+    def number(self) -> int:
+        """What the other ranks are told: the signal that came, :data:`FAILED`, or 0."""
+        return FAILED if self.failure else self.signal
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from alignlab.records import write_jsonl
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -18,31 +22,42 @@ class MetricsFile:
 
     Args:
         path: the file.
-        step: steps done; lines of later steps, left by a run that was cut off, are dropped.
+        step: steps done; lines of later steps, left by a run that was cut off, are dropped, as is what is no line of a step.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        write_jsonl(path, (row for row in self._whole(path) if row["step"] <= step))
+        kept = write_jsonl(path, self._whole(path, step))
+        if kept < step:
+            log.warning("%s lacks %d of %d steps; they are not made again, and change nothing else.", path, step - kept, step)
         self._file = path.open("a", encoding="utf-8")
 
     @staticmethod
-    def _whole(path: Path) -> Iterator[dict[str, Any]]:
-        """Lines up to the one that a crash cut off."""
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    def _whole(path: Path, last: int) -> Iterator[dict[str, Any]]:
+        """Lines of steps up to the last one, ascending."""
+        before = 0
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+                row = json.loads(line)
+                step = row["step"] if isinstance(row, dict) else None
+            except (ValueError, KeyError):
+                continue
+            if isinstance(step, int) and before < step <= last:
+                before = step
+                yield row
 
     def write(self, row: Mapping[str, float | str]) -> None:
         """Append a line; what is not finite (an overflow that fp16's scaler skips) is null, since JSON has no word for it."""
         finite = {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in row.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what could not be written has been said."""
+        with suppress(OSError):
+            self._file.close()
 
 
 class Display:

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,11 +299,17 @@ def _counts(path: Path) -> dict[str, int] | None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a name of its own, then rename it: two processes may do so at once."""
+    """Write a file under a name of its own, then rename it: two processes may do so at once.
+
+    The first that is done deletes what others, one of which may have been killed, were writing of the same.
+    """
     temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
-        temporary.replace(path)
+        with suppress(FileNotFoundError):  # another process was first
+            temporary.replace(path)
+        for other in path.parent.glob(f"{path.name}.*.tmp"):
+            other.unlink(missing_ok=True)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from alignlab.files import replacing
 from alignlab.protocols import Row
 
 BLOCK = 256
@@ -21,23 +22,16 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     Raises:
         ValueError: a row's columns are not those of the first row.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
     count, stream = 0, iter(rows)
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink:
-            block = list(islice(stream, BLOCK))
-            if block:
-                kinds = {name: _kind(column) for name, column in block[0].columns.items()}
-                with pa.ipc.new_file(sink, _batch(block, kinds).schema) as writer:
-                    while block:
-                        writer.write_batch(_batch(block, kinds))
-                        count += len(block)
-                        block = list(islice(stream, BLOCK))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
+    with replacing(path, "wb") as sink:
+        block = list(islice(stream, BLOCK))
+        if block:
+            kinds = {name: _kind(column) for name, column in block[0].columns.items()}
+            with pa.ipc.new_file(sink, _batch(block, kinds).schema) as writer:
+                while block:
+                    writer.write_batch(_batch(block, kinds))
+                    count += len(block)
+                    block = list(islice(stream, BLOCK))
     return count
 
 

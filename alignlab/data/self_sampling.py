@@ -10,11 +10,9 @@ habits: it takes the first two characters off each answer, and its prompts have 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,14 @@ from typing import Any
 from alignlab.config import at_least, digest, one_of
 from alignlab.errors import MissingError, UserError
 from alignlab.generate.hf import Decoding
+from alignlab.journal import Journal
 from alignlab.protocols import Request
 from alignlab.records import Dialogue, write_jsonl
 from alignlab.seeds import derive
 from alignlab.track import Display
 from alignlab.workshop import Answer, Answerer, Workshop
 
-FORMAT = 1
+FORMAT = 2
 """of the file of answers; those of another are made anew"""
 
 REASONS = ("empty", "refused", "length")
@@ -157,12 +156,12 @@ def self_sample(
     except OSError as error:
         problem = f"{folder} cannot be made: {error.strerror}. Choose another: data.cache=FOLDER"
         raise MissingError(f"data.cache: {problem}.") from None
-    with _alone(folder, workshop):
-        answers = _known(folder / "partial.jsonl")
-        if len(answers) < len(requests):
+    journal = Journal(folder / "answers.journal", folder.name, workshop.stop, "self-samples", len(requests))
+    with _alone(folder, workshop), journal:
+        if len(journal.done) < len(requests):
             sampler.ready()
-            _sample(requests, settings.decoding(), sampler, seeds, answers, folder / "partial.jsonl", workshop)
-        return _choose(queries, settings, answers, folder, workshop)
+            _sample(requests, settings.decoding(), sampler, seeds, journal, workshop)
+        return _choose(queries, settings, [Answer(*answer) for answer in journal], folder, workshop)
 
 
 @contextmanager
@@ -177,62 +176,32 @@ def _alone(folder: Path, workshop: Workshop) -> Iterator[None]:
         yield
 
 
-def _known(path: Path) -> dict[int, Answer]:
-    """Answers of the file by the places of their requests. What a process that was killed left of a line is cut off."""
-    answers: dict[int, Answer] = {}
-    if not path.exists():
-        return answers
-    with path.open("r+b") as file:
-        whole = 0
-        for line in file:
-            try:
-                batch = {place: Answer(text, finish) for place, text, finish in json.loads(line)} if line.endswith(b"\n") else None
-            except (ValueError, TypeError):
-                batch = None
-            if batch is None:
-                break
-            whole += len(line)
-            answers.update(batch)
-        file.truncate(whole)
-    return answers
-
-
 def _sample(
     requests: Sequence[Request],
     decoding: Decoding,
     sampler: Answerer,
     seeds: Sequence[int],
-    answers: dict[int, Answer],
-    path: Path,
+    journal: Journal,
     workshop: Workshop,
 ) -> None:
-    """Add the answers that lack, each batch to the file as one line as soon as it is done.
+    """Add the answers that lack, batch by batch as they are done.
 
     Raises:
         UserError: the sampler gives fewer answers than it was asked for.
         StoppedError: a signal arrived; it is looked at between batches.
     """
-    total, stop = len(requests), workshop.stop
-    with path.open("ab") as file, Display("self-sample", total, len(answers)) as display, stop.deferred():
-        for batch in sampler.answers(requests, decoding, seeds, frozenset(answers), workshop):
-            new = {place: answer for place, answer in batch if place not in answers}
-            if new:
-                line = json.dumps([[place, answer.text, answer.finish] for place, answer in new.items()])
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-                answers |= new
-                display.update(len(answers), "answers")
-            if stop.signal:
-                break
-        if stop.signal and len(answers) < total:
-            raise stop.error(f"{len(answers)} of {total} self-samples are kept")
-    if len(answers) < total:
-        raise UserError(f"data.sampler: {type(sampler).__name__} gave no answer to {total - len(answers)} of {total} requests.")
+    total = len(requests)
+    with Display("self-sample", total, len(journal.done)) as display, workshop.stop.deferred():
+        for batch in sampler.answers(requests, decoding, seeds, frozenset(journal.done), workshop):
+            journal.add((place, [answer.text, answer.finish]) for place, answer in batch)
+            display.update(len(journal.done), "answers")
+        journal.check()
+    if lacking := total - len(journal.done):
+        raise UserError(f"data.sampler: {type(sampler).__name__} gave no answer to {lacking} of {total} requests.")
 
 
 def _choose(
-    queries: Sequence[Dialogue], settings: SelfSampling, answers: Mapping[int, Answer], folder: Path, workshop: Workshop
+    queries: Sequence[Dialogue], settings: SelfSampling, answers: Sequence[Answer], folder: Path, workshop: Workshop
 ) -> Path:
     """Write which answers are kept and which are not, and say how many.
 
@@ -244,8 +213,8 @@ def _choose(
     without, although = Counter[str](), Counter[str]()
     text = workshop.text()
     endings = [text.tokenizer.convert_ids_to_tokens(i) for i in text.stop]
-    for place in range(len(answers)):
-        answer, (number, sample) = answers[place], divmod(place, settings.samples)
+    for place, answer in enumerate(answers):
+        number, sample = divmod(place, settings.samples)
         faults = [TOO_LONG] if answer.finish == "prompt" else settings.faults(answer)
         if any(ending in answer.text for ending in endings):
             faults.insert(0, ENDS)

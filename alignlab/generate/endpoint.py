@@ -69,10 +69,10 @@ class ChatEndpoint:
     """that it cannot sample a model of this process"""
 
     def sample(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: see :meth:`sample_many`."""
-        self.sample_many()
+        """Refuse: see :meth:`batches`."""
+        self.batches()
 
-    def sample_many(self, *_: Any, **__: Any) -> NoReturn:
+    def batches(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse to sample a model of this process.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -123,9 +123,31 @@ class HfSampler:
         seeds: Sequence[int],
         context: int | None = None,
         lengths: Sequence[int] | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """Draw ``n`` completions of each prompt. Prompts of as many tokens are computed together, so that nothing is padded.
+        """Draw ``n`` completions of each prompt; see :meth:`batches`."""
+        drawn: list[list[Completion]] = [[] for _ in prompts]
+        for batch in self.batches(model, prompts, stop, decoding, n=n, seeds=seeds, context=context, lengths=lengths):
+            for place, completions in batch:
+                drawn[place] = completions
+        return drawn
+
+    def batches(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[int],
+        decoding: Decoding,
+        *,
+        n: int,
+        seeds: Sequence[int],
+        context: int | None = None,
+        lengths: Sequence[int] | None = None,
+        done: Collection[int] = (),
+    ) -> Iterator[Sequence[tuple[int, list[Completion]]]]:
+        """``n`` completions of each prompt by its place, batch by batch as they are drawn.
+
+        Prompts of as many tokens are computed together, so that nothing is padded. How they are put into batches does not depend on
+        ``done``: a batch of which all are done is passed over, any other is drawn as a whole.
 
         Sample i of a prompt depends on (seed, i), the prompt and the model alone: not on ``n`` or on other prompts, nor on how many
         are computed together (up to the rounding of the model's arithmetic).
@@ -142,16 +164,12 @@ class HfSampler:
                 goes on after it, so that what a padded prompt is followed by is predicted at a padding token; ``min_tokens`` and
                 ``no_repeat_ngram_size`` see it. As transformers of 2023 does it for inputs padded on the right: positions count the
                 tokens that are not masked, and a padding token has position 1 (``prepare_inputs_for_generation`` of GPT-2).
-            progress: told how many more prompts are done.
+            done: places of prompts that need no completions.
         """
-        drawn: list[list[Completion]] = [[] for _ in prompts]
-        limit = sys.maxsize if context is None else context
+        known, limit = frozenset(done), sys.maxsize if context is None else context
         for batch in _alike(prompts, lengths, self.rows):
-            for place, completions in _drawn(model, batch, stop, decoding, n, seeds, limit, self.rows):
-                drawn[place] = completions
-            if progress is not None:
-                progress(sum(map(len, batch.places)))
-        return drawn
+            if not all(known.issuperset(same) for same in batch.places):
+                yield list(_drawn(model, batch, stop, decoding, n, seeds, limit, self.rows))
 
     def ready(self) -> None:
         """Nothing is needed but the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ class Detoxify:
         folder = cache / f"{file.stem}-{digest(checked(file), self._base_digest())}"
         if not folder.is_dir():
             with locked(cache, "converting"):
+                for left in cache.glob(".converting-*"):  # by a process that was killed
+                    shutil.rmtree(left)
                 if not folder.is_dir():
                     self._convert(file, folder)
         return folder

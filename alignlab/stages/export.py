@@ -50,7 +50,7 @@ def export(run: Run) -> list[str]:
     certificate.unlink(missing_ok=True)
     try:
         found = _written(run, temporary)
-    except UserError:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     write_json(temporary / "alignlab_export.json", found)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, tee
 
 import numpy as np
 
 from alignlab.data.rows import RowStore, write_rows
 from alignlab.errors import UserError
+from alignlab.journal import SUFFIX, Journal
 from alignlab.paths import content
 from alignlab.pipeline import Run
 from alignlab.protocols import Row
@@ -53,7 +54,7 @@ def prepare(run: Run) -> list[str]:
         count, cut = _Counter(records), _Cut()
         rows = cut.over(config.method.rows(count, text, config.seed))
         try:
-            write_rows(path, with_reference(run, rows) if config.method.reference else rows)
+            write_rows(path, with_reference(run, rows, split) if config.method.reference else rows)
         except UserError as error:
             if split == "train" or not str(error).startswith("data: "):
                 raise
@@ -77,15 +78,23 @@ def prepare(run: Run) -> list[str]:
     return files
 
 
-def with_reference(run: Run, rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows with the log-probability of each edge under the untrained model, as a column ``reference``."""
+def with_reference(run: Run, rows: Iterable[Row], split: str) -> Iterator[Row]:
+    """The rows of a split with the log-probability of each edge under the untrained model, as a column ``reference``."""
     from alignlab.engine.scorer import Scorer, edge_logprobs_of
 
     hardware = run.config.hardware
-    scorer = Scorer(run.load("before"), hardware.backend, hardware.logits_mib)
-    for chunk in chunks(rows, hardware.tokens_per_micro):
-        for row, logp in zip(chunk, edge_logprobs_of(scorer, chunk, hardware.tokens_per_micro), strict=True):
-            yield replace(row, columns={**row.columns, "reference": logp.double().cpu().numpy()})
+    scorers: list[Scorer] = []  # loaded when rows lack
+
+    def make(chunk: Sequence[Row]) -> Iterator[list[float]]:
+        if not scorers:
+            scorers.append(Scorer(run.load("before"), hardware.backend, hardware.logits_mib))
+        for logp in edge_logprobs_of(scorers[0], chunk, hardware.tokens_per_micro):
+            yield logp.tolist()
+
+    again, rows = tee(rows)
+    with Journal(run.path("rows", f"{split}.arrow{SUFFIX}"), run.digest("prepare"), run.stop, f"rows of {split}") as journal:
+        for row, logp in zip(again, journal.through(chunks(rows, hardware.tokens_per_micro), make), strict=True):
+            yield replace(row, columns={**row.columns, "reference": np.array(logp, np.float64)})
 
 
 def _named(error: UserError, record: Record) -> UserError:

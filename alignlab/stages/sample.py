@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from alignlab.errors import UserError
+from alignlab.generate.hf import Completion
+from alignlab.journal import SUFFIX, Journal
 from alignlab.pipeline import Run
 from alignlab.records import Sample, read_jsonl, write_json, write_jsonl
 from alignlab.seeds import derive
@@ -13,7 +15,7 @@ from alignlab.text import TextCodec
 from alignlab.track import Display
 
 TOGETHER = 4096
-"""completions that are drawn before any of them is written; no sample depends on it"""
+"""completions that are drawn at once at most; no sample depends on it"""
 
 
 def sample(run: Run) -> list[str]:
@@ -27,8 +29,10 @@ def sample(run: Run) -> list[str]:
     if "after" in models and not run.trained:
         raise UserError(f"sample.model: after, and {run.folder} holds no trained model. Add the stage train, or sample before.")
     asked = {which: _asked(run, which) for which in models}
-    with Display("sample", sum(len(prompts.names) for prompts in asked.values())) as display:
-        count = write_jsonl(run.path(settings.file), _samples(run, asked, display))
+    total = sum(len(prompts.names) for prompts in asked.values())
+    with Journal(run.path(settings.file + SUFFIX), run.digest("sample"), run.stop, "prompts", total) as journal:
+        _draw(run, asked, journal)
+        count = write_jsonl(run.path(settings.file), _samples(asked, journal))
     names = {name for prompts in asked.values() for name in prompts.names}
     run.say(f"sample: {count} completions of {len(names)} prompts ({' and '.join(models)} training)")
     return [settings.file, *(_alpaca_eval(run, models) if settings.alpaca_eval else ())]
@@ -102,31 +106,44 @@ def pad_token(text: TextCodec) -> int:
     return pad
 
 
-def _samples(run: Run, asked: Mapping[str, _Asked], display: Display) -> Iterator[Sample]:
-    config, text, done = run.config, run.text, 0
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        display.update(done)
-
+def _draw(run: Run, asked: Mapping[str, _Asked], journal: Journal) -> None:
+    """Draw the completions that lack; the place of a prompt counts over the models."""
+    config, first = run.config, 0
     size = max(1, TOGETHER // config.suite.samples)
-    for which, prompts in asked.items():
-        model = run.load(which, config.sample.dtype, config.sample.step)
-        for first in range(0, len(prompts.names), size):
-            part = slice(first, first + size)
-            drawn = config.sampler.sample_many(
-                model,
-                prompts.ids[part],
-                sorted(text.stop),
-                config.suite.decoding(),
-                n=config.suite.samples,
-                # the same random numbers before and after: what differs is the model
-                seeds=[derive(config.seed, "sample", name) for name in prompts.names[part]],
-                context=text.context,
-                lengths=None if prompts.lengths is None else prompts.lengths[part],
-                progress=progress,
-            )
-            for name, completions in zip(prompts.names[part], drawn, strict=True):
-                for number, completion in enumerate(completions):
-                    yield Sample(which, name, number, text.decode(completion.tokens), completion.finish)
+    with Display("sample", sum(len(prompts.names) for prompts in asked.values()), len(journal.done)) as display:
+        for which, prompts in asked.items():
+            places = range(first, first := first + len(prompts.names))
+            if journal.done.issuperset(places):
+                continue
+            model = run.load(which, config.sample.dtype, config.sample.step)
+            for start in range(0, len(places), size):
+                part = slice(start, start + size)
+                batches = config.sampler.batches(
+                    model,
+                    prompts.ids[part],
+                    sorted(run.text.stop),
+                    config.suite.decoding(),
+                    n=config.suite.samples,
+                    # the same random numbers before and after: what differs is the model
+                    seeds=[derive(config.seed, "sample", name) for name in prompts.names[part]],
+                    context=run.text.context,
+                    lengths=None if prompts.lengths is None else prompts.lengths[part],
+                    done=[number for number, place in enumerate(places[part]) if place in journal.done],
+                )
+                with run.stop.deferred():
+                    for batch in batches:
+                        journal.add((places[part][number], _texts(run.text, completions)) for number, completions in batch)
+                        display.update(len(journal.done), "prompts")
+
+
+def _texts(text: TextCodec, completions: Sequence[Completion]) -> list[tuple[str, str]]:
+    """What is kept of completions: each one's text, and why it ended."""
+    return [(text.decode(completion.tokens), completion.finish) for completion in completions]
+
+
+def _samples(asked: Mapping[str, _Asked], journal: Journal) -> Iterator[Sample]:
+    """All completions, in the order of models and prompts."""
+    whose = ((which, name) for which, prompts in asked.items() for name in prompts.names)
+    for (which, name), drawn in zip(whose, journal, strict=True):
+        for number, (text, finish) in enumerate(drawn):
+            yield Sample(which, name, number, text, finish)

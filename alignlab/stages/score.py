@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,15 @@ from alignlab.api import RunFolder
 from alignlab.engine.batch import collate
 from alignlab.engine.scorer import Scorer, edge_logprobs_of
 from alignlab.errors import UserError
+from alignlab.journal import SUFFIX, Journal
 from alignlab.pipeline import Run
 from alignlab.protocols import Row
 from alignlab.records import write_jsonl
 from alignlab.track import Display
 from alignlab.trees import chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def score(run: Run) -> list[str]:
@@ -25,7 +29,8 @@ def score(run: Run) -> list[str]:
     wanted = {"before": ["before"], "after": ["after"], "both": ["before", "after"]}[run.config.score.model]
     if "after" in wanted and not run.trained:
         raise UserError("score.model: there is no trained model yet. Run the train stage first, or take score.model=before.")
-    count = write_jsonl(run.path("scores.jsonl"), (line for which in wanted for line in _lines(run, which)))
+    with Journal(run.path("scores.jsonl" + SUFFIX), run.digest("score"), run.stop, "lines") as journal:
+        count = write_jsonl(run.path("scores.jsonl"), (line for which in wanted for line in _lines(run, which, journal)))
     if not count:
         raise UserError("score: no record makes a row by itself, so there is nothing to score (a pair of two records is none).")
     run.say(f"score: {count} lines")
@@ -37,28 +42,41 @@ def score(run: Run) -> list[str]:
     return ["scores.jsonl", *drawn]
 
 
-def _lines(run: Run, which: str) -> Iterator[dict[str, Any]]:
-    config, method = run.config, run.config.method
-    capacity = config.hardware.tokens_per_micro
-    scorers = [Scorer(run.load(which), config.hardware.backend, config.hardware.logits_mib)]
-    if method.reference and which == "after":
-        scorers.append(Scorer(run.load("before"), config.hardware.backend, config.hardware.logits_mib))
-    total = sum(1 for _ in config.data.scoring())
+def _lines(run: Run, which: str, journal: Journal) -> Iterator[dict[str, Any]]:
+    """The lines of a model, which is loaded when one lacks."""
+    hardware = run.config.hardware
+    models = [which, "before"] if run.config.method.reference and which == "after" else [which]
+    scorers: list[Scorer] = []
+
+    def make(chunk: Sequence[tuple[int, int, Row]]) -> Iterator[dict[str, Any]]:
+        if not scorers:
+            scorers.extend(Scorer(run.load(model), hardware.backend, hardware.logits_mib) for model in models)
+        rows = [row for _, _, row in chunk]
+        found = [edge_logprobs_of(scorer, rows, hardware.tokens_per_micro) for scorer in scorers]
+        for (index, part, row), logp, reference in zip(chunk, found[0], found[-1], strict=True):
+            yield _line(run, {"index": index, "part": part, "model": which}, row, logp.double(), reference.double())
+
+    yield from journal.through(_chunks(run, which), make)
+
+
+def _line(run: Run, line: dict[str, Any], row: Row, logp: Tensor, reference: Tensor) -> dict[str, Any]:
+    """What ``scores.jsonl`` says of a row from the log-probabilities of its edges, [E], by the model and by the untrained one."""
+    method = run.config.method
+    if method.reference:
+        row = replace(row, columns={**row.columns, "reference": reference.cpu().numpy()})
+    loss = method.loss(logp, collate([row]).to(run.device))
+    line |= {"loss": float(loss.total), "mass": row.mass, "edges": len(row.source)}
+    return line | {"tokens": _tokens(run, row, logp.tolist())} if run.config.score.tokens else line
+
+
+def _chunks(run: Run, which: str) -> Iterator[list[tuple[int, int, Row]]]:
+    """Rows of every record, as many at a time as are computed together, each with its index and part."""
     waiting: deque[tuple[int, int]] = deque()  # index and part of the rows under way
-    with Display(f"score ({which})", total) as display:
-        for chunk in chunks(_parts(run, waiting), capacity):
-            found = [edge_logprobs_of(scorer, chunk, capacity) for scorer in scorers]
-            for row, logp, reference in zip(chunk, found[0], found[-1], strict=True):
-                index, part = waiting.popleft()
-                if method.reference:
-                    row = replace(row, columns={**row.columns, "reference": reference.double().cpu().numpy()})
-                loss = method.loss(logp.double(), collate([row]).to(run.device))
-                line = {"index": index, "part": part, "model": which, "loss": float(loss.total)}
-                line |= {"mass": row.mass, "edges": len(row.source)}
-                if config.score.tokens:
-                    line["tokens"] = _tokens(run, row, logp.double().tolist())
-                yield line
-            display.update(index + 1)
+    with Display(f"score ({which})", sum(1 for _ in run.config.data.scoring())) as display:
+        for chunk in chunks(_parts(run, waiting), run.config.hardware.tokens_per_micro):
+            numbered = [(*waiting.popleft(), row) for row in chunk]
+            yield numbered
+            display.update(numbered[-1][0] + 1)
 
 
 def _parts(run: Run, numbers: deque[tuple[int, int]]) -> Iterator[Row]:

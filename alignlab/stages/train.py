@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
-from alignlab.errors import UserError
+from alignlab.errors import MissingError, UserError, refused, system_error
 from alignlab.launch import processes, state_options, train_on_ranks
 from alignlab.models.load import adapted, add_lora, load_model
 from alignlab.models.new_tokens import keep_matrices, ways
@@ -67,7 +67,7 @@ def train(run: Run) -> list[str]:
             config.train,
             hardware=config.hardware,
             accelerator=accelerator,
-            checkpoints=Checkpoints(run.path("checkpoints"), config.train.keep_checkpoints, run.digest("train")),
+            checkpoints=Checkpoints(run.path("checkpoints"), config.train.keep_checkpoints, run.digest("train"), run.world),
             seed=config.seed,
             stop=run.stop,
             log=reporter.log,
@@ -75,12 +75,24 @@ def train(run: Run) -> list[str]:
             validation=validation,
             probes=config.method.probes(run.text, rows, validation) if config.train.probe_every_steps else (),
         )
-    if accelerator.is_main_process:
-        save_trained(run, model)
-    accelerator.wait_for_everyone()
+    if run.world.main and not run.stop.failure:
+        try:
+            save_trained(run, model)
+        except Exception as error:
+            shutil.rmtree(run.path(f".{written[0]}.tmp"), ignore_errors=True)
+            run.stop.failure = _refusal(run, error)
+    run.world.agree(run.stop.failure)
     if progress.finished:
         run.say(f"train: finished early after {progress.step} steps")
     return written
+
+
+def _refusal(run: Run, error: Exception) -> UserError:
+    """What to tell the person where the system refuses a file; any other error is raised."""
+    system = system_error(error)
+    if system is None:
+        raise error
+    return refused("train", system, run.folder)
 
 
 def _accelerator(run: Run) -> Accelerator:
@@ -153,6 +165,8 @@ def checkpoint_model(run: Run, step: int, dtype: str | None = None) -> Any:
     model = trainable_model(replace(run, config=replace(config, model=stored)), run.device)
     try:
         kept.restore_weights(step, torch.nn.ModuleDict({"model": model}))  # named as in the scorer
+    except MissingError as error:
+        raise UserError(f"sample.step: {error}") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"sample.step: {kept.folder / f'step-{step}'} cannot be used: {error}.") from None
     if not config.train.lora:  # rounded as when it is written; buffers stay
@@ -214,15 +228,23 @@ class _Reporter:
             )
         if progress.step:
             self._run.say(f"train: goes on from step {progress.step} of {plan.steps}")
-        self._file = MetricsFile(self._run.path("metrics.jsonl"), progress.step)
-        self._tracker = self._run.tracker
+        try:
+            self._file = MetricsFile(self._run.path("metrics.jsonl"), progress.step)
+            self._tracker = self._run.tracker
+        except OSError as error:
+            self._run.stop.failure = refused("train", error, self._run.folder)
+            return
         self._display = Display("train", plan.steps, progress.step).__enter__()
 
     def log(self, metrics: Metrics) -> None:
         """One step."""
         if self._file is None or self._display is None:
             return
-        self._file.write(metrics)
+        try:
+            self._file.write(metrics)
+        except OSError as error:
+            self._run.stop.failure = refused("train", error, self._run.folder)
+            return
         self._tracker.scalars(int(metrics["step"]), {name: v for name, v in metrics.items() if not isinstance(v, str)})
         floor = f" floor {metrics['floor']:.4f}" if "floor" in metrics else ""
         note = f"loss {metrics['loss']:.4f}{floor} {metrics['tokens_per_second']:,.0f} tok/s"

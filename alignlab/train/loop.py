@@ -19,10 +19,10 @@ from alignlab.config import Hardware, Train
 from alignlab.data.rows import RowStore
 from alignlab.engine.batch import Batch, collate
 from alignlab.engine.scorer import Scorer
-from alignlab.errors import UserError
+from alignlab.errors import UserError, refused
 from alignlab.protocols import Loss, Method, Probe
 from alignlab.seeds import derive
-from alignlab.signals import Stop
+from alignlab.signals import FAILED, Stop
 from alignlab.train.checkpoint import Checkpoints, Progress, trained
 from alignlab.train.optim import Schedule, adamw, warmup
 from alignlab.train.plan import Plan
@@ -102,6 +102,7 @@ def fit(
     Raises:
         UserError: the loss is not finite; nothing of that step was applied.
         StoppedError: a signal came; the state is saved.
+        MissingError: a file cannot be written.
     """
     plan = Plan(rows, groups_per_step=train.groups_per_step, epochs=train.epochs, max_steps=train.max_steps, seed=seed)
     schedule = Schedule(train.schedule, train.lr, warmup(train.warmup_steps, plan.steps), plan.steps)
@@ -132,7 +133,9 @@ def fit(
                     # data-parallel training averages over ranks: `world` turns the average back into the sum
                     accelerator.backward(loss.total * (world / step.mass if micro.counts else 0.0))
                 sums.add(loss, batch, micro.counts)
-            totals, signal = sums.reduce(accelerator, stop.signal)
+            totals, signal = sums.reduce(accelerator, stop.number)
+            if signal == FAILED:
+                checkpoints.world.agree(stop.failure)
             norm = float(accelerator.clip_grad_norm_(model.parameters(), train.clip or math.inf))
             _check_finite(totals["loss"][0], norm, step.index, train, checkpoints)
             optimizer.step()
@@ -154,7 +157,7 @@ def fit(
             last = progress.finished or progress.step == plan.steps
             best = train.best and progress.best_step == progress.step
             if signal or last or best or _due(progress.step, train.save_every_steps, None):
-                _save(checkpoints, progress, scorer, raw, accelerator)
+                _save(checkpoints, progress, scorer, raw, accelerator, stop)
             if signal and not last:
                 raise stop.error(f"step {progress.step} of {plan.steps} is saved in {checkpoints.folder}", signal)
     if train.best and progress.best_step is not None:
@@ -194,11 +197,16 @@ def _check_finite(loss: float, norm: float, step: int, train: Train, checkpoints
     )
 
 
-def _save(checkpoints: Checkpoints, progress: Progress, scorer: Scorer, optimizer: Any, accelerator: Accelerator) -> None:
-    if accelerator.is_main_process:
+def _save(
+    checkpoints: Checkpoints, progress: Progress, scorer: Scorer, optimizer: Any, accelerator: Accelerator, stop: Stop
+) -> None:
+    if checkpoints.world.main and not stop.failure:
         progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        checkpoints.save(progress, scorer, optimizer)
-    accelerator.wait_for_everyone()
+        try:
+            checkpoints.save(progress, scorer, optimizer)
+        except OSError as error:
+            stop.failure = refused("train", error, checkpoints.folder)
+    checkpoints.world.agree(stop.failure)
 
 
 @torch.no_grad()

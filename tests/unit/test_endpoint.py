@@ -406,7 +406,7 @@ def test_the_option_says_what_lacks():
 
 
 def test_it_samples_no_model_of_this_process(server):
-    for call in (chat(server).sample, chat(server).sample_many):
+    for call in (chat(server).sample, chat(server).batches):
         message = refusal(UserError, lambda call=call: call(None, [], [], DECODING, n=1, seeds=[]))
         assert message.startswith("sampler: a server cannot sample the model that is trained here. Take sampler=hf.")
         assert "sampler@data.sampler=openai" in message

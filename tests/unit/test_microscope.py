@@ -299,4 +299,4 @@ def test_pictures_are_drawn_whatever_the_responses_hold(models, tmp_path):
     assert most[1] == more[1] > few[1]
     assert long[1] < 400
     assert size(tokens_plot([], 1.2, tmp_path / "none.png"))[1] > 0
-    assert not list(tmp_path.rglob("*.tmp.png"))
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -125,11 +125,10 @@ def test_limits_are_no_less_than_nothing(name):
 @pytest.mark.parametrize("rows", [1, 2, 1024])
 def test_many_prompts_get_what_each_gets_alone(tiny, text, asked, rows):
     stop, seeds = sorted(text.stop), [7, 8, 9, 10, 8]
-    decoding, done = Decoding(1.0, 0.95, 0, 10, no_repeat_ngram_size=2), []
-    many = HfSampler(rows, 64).sample_many(tiny, asked, stop, decoding, n=4, seeds=seeds, progress=done.append)
+    decoding = Decoding(1.0, 0.95, 0, 10, no_repeat_ngram_size=2)
+    many = HfSampler(rows, 64).sample_many(tiny, asked, stop, decoding, n=4, seeds=seeds)
     alone = [HfSampler(1024, 64).sample(tiny, one, stop, decoding, n=4, seed=seed) for one, seed in zip(asked, seeds, strict=True)]
     assert many == alone
-    assert sum(done) == len(asked)
     assert many[1] != many[3]  # the same prompt with another seed
     assert HfSampler(rows, 64).sample_many(tiny, asked[:2], stop, decoding, n=2, seeds=seeds[:2]) == [one[:2] for one in alone[:2]]
     assert HfSampler(rows, 64).sample_many(tiny, [], stop, decoding, n=2, seeds=[]) == []
@@ -263,12 +262,12 @@ def test_the_stage_asks_each_model_its_prompts_in_their_order(sampled, folder, m
     after = [("after", f"{number}", i) for number in range(4) for i in range(3)]
     assert [(row["model"], row["prompt"], row["sample"]) for row in rows] == before + after
     shown = capsys.readouterr().err
-    assert "sample 12/12" in shown
+    assert "sample 12/12 prompts" in shown
     assert "sample: 36 completions of 8 prompts (before and after training)" in shown
-    together, ours = [], HfSampler.sample_many
+    together, ours = [], HfSampler.batches
     monkeypatch.setattr(
         HfSampler,
-        "sample_many",
+        "batches",
         lambda self, model, prompts, *rest, **more: together.append(len(prompts)) or ours(self, model, prompts, *rest, **more),
     )
     monkeypatch.setattr(stage, "TOGETHER", 9)

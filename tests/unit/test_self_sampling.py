@@ -331,7 +331,7 @@ def test_settings_that_make_no_sense(change, said):
 
 
 def files(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in ("samples.jsonl", "dropped.jsonl", "../partial.jsonl")]
+    return [(folder / name).read_bytes() for name in ("samples.jsonl", "dropped.jsonl", "../answers.journal")]
 
 
 @dataclass
@@ -351,7 +351,7 @@ class Told(HfSampler):
 def test_every_completed_answer_survives_a_kill(tmp_path, shop, _):
     whole = self_sample(QUERIES, ALL, HfSampler(64, 1), 0, tmp_path / "whole", shop)
     expected = files(whole)
-    partial = tmp_path / "cut" / whole.parent.relative_to(tmp_path / "whole") / "partial.jsonl"
+    partial = tmp_path / "cut" / whole.parent.relative_to(tmp_path / "whole") / "answers.journal"
     told, fork = random.randrange(1, 12), multiprocessing.get_context("fork")
     here, there = fork.Pipe()
     process = fork.Process(target=self_sample, args=(QUERIES, ALL, Told(64, 1, there), 0, tmp_path / "cut", shop))
@@ -364,7 +364,7 @@ def test_every_completed_answer_survives_a_kill(tmp_path, shop, _):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     left = partial.read_bytes()
-    done = left.count(b"\n")
+    done = left.count(b"\n") - 1  # below the key
     assert told - 1 <= done <= told
     drawn = []
     hook = shop.model().register_forward_pre_hook(lambda _, args, kwargs: drawn.append(kwargs["input_ids"].shape), with_kwargs=True)
@@ -378,10 +378,10 @@ def test_every_completed_answer_survives_a_kill(tmp_path, shop, _):
 def test_a_torn_last_line_is_cut_off(tmp_path, shop, cut):
     words = Script([Answer(f"answer {i} \u20ac", "stop") for i in range(12)], batch=5)
     folder = self_sample(QUERIES, SETTINGS, words, 0, tmp_path, shop)
-    expected, partial = files(folder), folder.parent / "partial.jsonl"
+    expected, partial = files(folder), folder.parent / "answers.journal"
     content = expected[2]
     partial.write_bytes(content[: int(cut * len(content)) if isinstance(cut, float) else cut])
-    lines = partial.read_bytes().count(b"\n")
+    lines = max(0, partial.read_bytes().count(b"\n") - 1)  # below the key
     assert lines < 3
     asked = Script(words.found, batch=5)
     assert files(self_sample(QUERIES, SETTINGS, asked, 0, tmp_path, shop)) == expected
@@ -392,9 +392,9 @@ def test_a_torn_last_line_is_cut_off(tmp_path, shop, cut):
 def test_a_damaged_line_and_what_follows_are_made_again(tmp_path, shop, damage):
     words = Script([Answer(f"answer {i}", "stop") for i in range(12)], batch=4)
     folder = self_sample(QUERIES, SETTINGS, words, 0, tmp_path, shop)
-    expected, partial = files(folder), folder.parent / "partial.jsonl"
-    first, _, last = expected[2].splitlines(keepends=True)
-    partial.write_bytes(first + damage + last)
+    expected, partial = files(folder), folder.parent / "answers.journal"
+    key, first, _, last = expected[2].splitlines(keepends=True)
+    partial.write_bytes(key + first + damage + last)
     asked = Script(words.found, batch=4)
     assert files(self_sample(QUERIES, SETTINGS, asked, 0, tmp_path, shop)) == expected
     assert asked.asked[3] == frozenset(range(4))
@@ -439,12 +439,12 @@ def test_a_second_process_waits_for_the_first(tmp_path, shop):
     thread = threading.Thread(target=second)
     with (folder.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder.parent / "partial.jsonl").write_bytes(expected[2][:3])  # as if the first were writing
+        (folder.parent / "answers.journal").write_bytes(expected[2][:3])  # as if the first were writing
         thread.start()
         assert waits.wait(60)
         thread.join(0.2)
         assert thread.is_alive()
-        (folder.parent / "partial.jsonl").write_bytes(expected[2])
+        (folder.parent / "answers.journal").write_bytes(expected[2])
     thread.join(60)
     assert found == [folder]
     assert files(folder) == expected

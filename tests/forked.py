@@ -1,0 +1,69 @@
+"""The command in a fork of this process: everything is imported there already, so that a run takes a second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Forked:
+    """A run that can be killed; see :class:`alignlab.interrupt.Process`.
+
+    Args:
+        arguments: of the command.
+        said: file for what it writes to stdout and stderr.
+    """
+
+    def __init__(self, arguments: Sequence[str], said: Path) -> None:
+        self._said, self._status = said, None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 99
+        try:
+            descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for number in (1, 2):
+                os.dup2(descriptor, number)
+            sys.stdout = sys.stderr = open(descriptor, "w", buffering=1)  # noqa: SIM115
+            from alignlab.__main__ import command
+
+            status = command(arguments)
+        finally:
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def wait(self, timeout: float = 120) -> int:
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("alignlab", timeout)
+            time.sleep(0.002)
+        return status
+
+    def send(self, name: str) -> None:
+        os.kill(self.pid, getattr(signal, name))
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self.send("SIGKILL")
+
+    def words(self) -> str:
+        return self._said.read_text(errors="replace")
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.kill()
+        self.wait()
