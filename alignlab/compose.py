@@ -150,7 +150,7 @@ def _keys_with(overrides: tuple[str, ...]) -> list[str]:
 
 
 _NOT_IN_NAME = re.compile(
-    r"^[+~]*(method|model|data|seed|run_dir|stages|overwrite|hydra\..*|(hardware|tracker|inspect|score|sample|sampler)(\..*)?|debug\.traceback)$"
+    r"^[+~]*(method|model|data|seed|run_dir|stages|plan|overwrite|hydra\..*|(hardware|tracker|inspect|score|sample|sampler)(\..*)?|debug\.traceback)$"
 )
 
 

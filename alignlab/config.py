@@ -138,6 +138,18 @@ class Train:
 
 
 @dataclass
+class Slurm:
+    """What a generated job script asks Slurm for."""
+
+    partition: str | None
+    account: str | None
+    time: str
+    submit: bool
+    options: list[str]
+    setup: list[str]
+
+
+@dataclass
 class Hardware:
     """Everything that changes the speed and not the curve."""
 
@@ -146,12 +158,20 @@ class Hardware:
     tokens_per_micro: int
     logits_mib: int
     gradient_checkpointing: bool
+    sharding: str
+    offload: bool
+    nodes: int
+    rendezvous: str | None
+    slurm: Slurm | None
     backend: str
 
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("sharding", self.sharding, ("none", "fsdp"))
+        if self.offload and self.sharding == "none":
+            raise ValueError("offload: is of sharded training; give hardware.sharding=fsdp too")
         one_of("backend", self.backend, ("auto", "segments", "masked", "padded"))
-        for name in ("processes", "tokens_per_micro", "logits_mib"):
+        for name in ("processes", "nodes", "tokens_per_micro", "logits_mib"):
             at_least(name, getattr(self, name), 1)
 
 
@@ -210,6 +230,7 @@ class Root:
     seed: int
     stages: list[str]
     run_dir: str | None
+    plan: bool
     overwrite: bool
 
     def __post_init__(self) -> None:
@@ -288,6 +309,7 @@ class Config:
     debug: Debug
     seed: int
     stages: list[str]
+    plan: bool
     overwrite: bool
 
 
@@ -309,9 +331,11 @@ def check(node: DictConfig) -> Config:
     if parts["model"].quantization:
         if "train" in stages and not parts["train"].lora:
             raise UserError("model.quantization: a quantised base cannot be trained whole. Give train.lora, or quantization=null.")
+        if parts["hardware"].sharding != "none":
+            raise UserError("hardware.sharding: a quantised base cannot be sharded. Take hardware.sharding=none.")
         if parts["sample"].dtype == "float64":
             raise UserError("sample.dtype: a quantised base does not compute in float64. Take another one.")
-    return Config(node=node, **parts, seed=root.seed, stages=stages, overwrite=root.overwrite)
+    return Config(node=node, **parts, seed=root.seed, stages=stages, plan=root.plan, overwrite=root.overwrite)
 
 
 def _refuse_other_data(node: DictConfig) -> None:
