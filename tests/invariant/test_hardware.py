@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from trained import COMMON, HARDWARE, METHODS, ONE, SHORT, STEPS, Hardware, curve, distance, figures, place, prepare, train, vector
+from trained import COMMON, HARDWARE, METHODS, ONE, STEPS, curve, distance, figures, place, prepare, train, vector
 from trained import weights as trained_weights
 
 import alignlab
