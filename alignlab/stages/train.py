@@ -24,6 +24,7 @@ from alignlab.paths import resolve
 from alignlab.pipeline import Run
 from alignlab.records import write_text
 from alignlab.track import Display, MetricsFile
+from alignlab.train.capacity import remembered
 from alignlab.train.checkpoint import Checkpoints, Progress
 from alignlab.train.loop import Metrics, fit
 from alignlab.train.plan import Plan
@@ -37,7 +38,7 @@ def train(run: Run) -> list[str]:
     written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
     count = processes(config.hardware, run.world)
     if count > run.world.size:
-        train_on_ranks(run.folder, count, cpu=run.device == "cpu")
+        _on_ranks(run, count)
         return written
     rows = RowStore(run.path("rows", "train.arrow"))
     if not len(rows):
@@ -87,6 +88,20 @@ def train(run: Run) -> list[str]:
     if progress.finished:
         run.say(f"train: finished early after {progress.step} steps")
     return written
+
+
+def _on_ranks(run: Run, count: int) -> None:
+    """Train on ranks of this command's own; again, from the last checkpoint, where they found that memory holds less."""
+    folder, asked = run.path("checkpoints"), run.config.hardware.tokens_per_micro
+    while True:
+        fits = remembered(folder, asked)
+        try:
+            return train_on_ranks(run.folder, count, cpu=run.device == "cpu")
+        except (RuntimeError, MissingError):
+            now = remembered(folder, asked)
+            if now == fits:
+                raise
+        run.say(f"train: micro-batches of {fits} tokens do not fit in memory; the ranks start again with {now}")
 
 
 def _refusal(run: Run, error: Exception) -> UserError:
