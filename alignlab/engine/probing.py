@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignlab.engine.batch import Batch, collate
 from alignlab.engine.scorer import Scorer
+from alignlab.engine.shards import gathered, whole
 from alignlab.protocols import Array, Loss, Row
 from alignlab.trees import chunks, within
 
@@ -32,7 +33,7 @@ def mean_losses(
     """
     sums: dict[str, list[float]] = {}
     for piece in _pieces(rows, capacity):
-        logp = scorer(collate(piece).to(scorer.base.device)).double().cpu()
+        logp = scorer(collate(piece).to(scorer.device)).double().cpu()
         for row, own in zip(piece, logp.split([len(row.source) for row in piece]), strict=True):
             for name, chosen in groups(row).items():
                 cell = sums.setdefault(name, [0.0, 0.0])
@@ -47,14 +48,17 @@ def gradient(scorer: Scorer, rows: Sequence[Row], loss: Callable[[Tensor, Batch]
     ``capacity`` nodes are computed at a time.
     """
     learning = [p for p in scorer.parameters() if p.requires_grad]
-    total = [torch.zeros_like(p) for p in learning]
+    total: list[Tensor | None] = [None] * len(learning)
+    before = [p.grad for p in learning]
     for piece in _pieces(rows, capacity):
-        batch = collate(piece).to(scorer.base.device)
-        found = torch.autograd.grad(loss(scorer(batch), batch).total, learning, allow_unused=True)
-        for sum_, one in zip(total, found, strict=True):
-            if one is not None:
-                sum_ += one
-    return total
+        for p in learning:
+            p.grad = None
+        batch = collate(piece).to(scorer.device)
+        loss(scorer(batch), batch).total.backward()  # sharded weights have their gradients there and nowhere else
+        total = [p.grad if one is None else one if p.grad is None else one + p.grad for one, p in zip(total, learning, strict=True)]
+    for p, grad in zip(learning, before, strict=True):
+        p.grad = grad
+    return [whole(torch.zeros_like(p) if one is None else one) for one, p in zip(total, learning, strict=True)]
 
 
 def _pieces(rows: Sequence[Row], capacity: int) -> Iterator[list[Row]]:
@@ -85,10 +89,11 @@ def likeness(scorer: Scorer, token: int, others: Sequence[int], count: int) -> t
         first.
     """
     embedding = scorer.base.get_input_embeddings()
-    device, height = scorer.base.device, scorer.config.vocab_size
+    device, height = scorer.device, scorer.config.vocab_size
 
     def rows(ids: Sequence[int] | range) -> Tensor:
-        return embedding(torch.tensor(list(ids), device=device)).float()
+        with gathered(scorer):
+            return embedding(torch.tensor(list(ids), device=device)).float()
 
     own, mean = rows([token])[0], rows(others).mean(0)
     near, likest = list[Tensor](), list[Tensor]()

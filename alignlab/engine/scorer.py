@@ -68,6 +68,17 @@ class Scorer(nn.Module):
         """The causal LM itself, with its adapters in place."""
         return self._held[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: a sharded model's weights may wait elsewhere."""
+        mesh = getattr(next(self.parameters()), "device_mesh", None)
+        return self.base.device if mesh is None else torch.device(mesh.device_type)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers, by name, that are sharded one by one: accelerate asks for them."""
+        return sorted({type(m).__name__ for m in self.base.modules()} & set(getattr(self.base, "_no_split_modules", None) or ()))
+
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of each edge, [E], in the larger of fp32 and the model's dtype; of no edges, an empty tensor."""
         inputs, place = self._inputs(batch)
@@ -99,7 +110,7 @@ class Scorer(nn.Module):
         if self.backend == "segments":
             inputs["forest"] = Forest(batch)
         else:
-            inputs["attention_mask"] = model_masks(self.config, batch, score_dtype(self.base.device, self.base.dtype))
+            inputs["attention_mask"] = model_masks(self.config, batch, score_dtype(batch.tokens.device, self.base.dtype))
         return inputs, torch.arange(len(batch), device=batch.tokens.device)
 
     def _attend(self, attention: str) -> None:
@@ -223,7 +234,7 @@ def _probe(vocabulary: int, shift: int) -> Batch:
 @torch.no_grad()
 def edge_logprobs_of(scorer: Scorer, rows: Sequence[Row], capacity: int) -> list[Tensor]:
     """Log-probabilities of the edges of each row, [E] each, without gradient; a row beyond the capacity is cut where it may be."""
-    device = scorer.base.device
+    device = scorer.device
     if sum(len(row.tokens) for row in rows) <= capacity:
         batch = collate(rows).to(device)
         return list(scorer(batch).split([len(row.source) for row in rows]))

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from alignlab.config import Hardware
 from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
 from alignlab.errors import MissingError, UserError, refused, system_error
@@ -23,6 +24,7 @@ from alignlab.paths import resolve
 from alignlab.pipeline import Run
 from alignlab.records import write_text
 from alignlab.track import Display, MetricsFile
+from alignlab.train.capacity import remembered
 from alignlab.train.checkpoint import Checkpoints, Progress
 from alignlab.train.loop import Metrics, fit
 from alignlab.train.plan import Plan
@@ -36,7 +38,7 @@ def train(run: Run) -> list[str]:
     written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
     count = processes(config.hardware, run.world)
     if count > run.world.size:
-        train_on_ranks(run.folder, count, cpu=run.device == "cpu")
+        _on_ranks(run, count)
         return written
     rows = RowStore(run.path("rows", "train.arrow"))
     if not len(rows):
@@ -49,13 +51,14 @@ def train(run: Run) -> list[str]:
     if rows.mass.sum() <= 0:
         raise UserError("data: no row has any mass, so there is nothing to learn.")
     accelerator = _accelerator(run)
-    model = trainable_model(run, str(accelerator.device))
+    sharded = accelerator.is_fsdp2
+    model = trainable_model(run, "cpu" if sharded else str(accelerator.device))
     scorer = Scorer(model, config.hardware.backend, config.hardware.logits_mib)
     total = scorer.base.num_parameters()  # where 4-bit weights lie packed, numel counts bytes
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.say(
-        f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"{scorer.backend} attention"
+        f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}"
+        f"{', sharded' if sharded else ''}, {scorer.backend} attention"
     )
     held = run.path("rows", "validation.arrow")
     validation = RowStore(held) if held.exists() else None
@@ -77,7 +80,7 @@ def train(run: Run) -> list[str]:
         )
     if run.world.main and not run.stop.failure:
         try:
-            save_trained(run, model)
+            save_trained(run, _whole_model(run, progress.best_step or progress.step) if sharded else model)
         except Exception as error:
             shutil.rmtree(run.path(f".{written[0]}.tmp"), ignore_errors=True)
             run.stop.failure = _refusal(run, error)
@@ -85,6 +88,20 @@ def train(run: Run) -> list[str]:
     if progress.finished:
         run.say(f"train: finished early after {progress.step} steps")
     return written
+
+
+def _on_ranks(run: Run, count: int) -> None:
+    """Train on ranks of this command's own; again, from the last checkpoint, where they found that memory holds less."""
+    folder, asked = run.path("checkpoints"), run.config.hardware.tokens_per_micro
+    while True:
+        fits = remembered(folder, asked)
+        try:
+            return train_on_ranks(run.folder, count, cpu=run.device == "cpu")
+        except (RuntimeError, MissingError):
+            now = remembered(folder, asked)
+            if now == fits:
+                raise
+        run.say(f"train: micro-batches of {fits} tokens do not fit in memory; the ranks start again with {now}")
 
 
 def _refusal(run: Run, error: Exception) -> UserError:
@@ -99,14 +116,38 @@ def _accelerator(run: Run) -> Accelerator:
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
-    precision, options = run.config.train.precision, state_options()
+    precision, options, hardware = run.config.train.precision, state_options(), run.config.hardware
     if precision == "fp16" and run.device == "cpu":
         raise UserError("train.precision: fp16 needs a GPU; take bf16 or fp32.")
     AcceleratorState._reset_state()  # it keeps the precision of the process's first run; the next run of a sweep may have another
     return Accelerator(
         cpu=run.device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
+        fsdp_plugin=_sharding(hardware) if hardware.sharding == "fsdp" and run.world.size > 1 else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=options["timeout"])],
+    )
+
+
+def _sharding(hardware: Hardware) -> Any:
+    """What accelerate is told of FSDP2: a layer is gathered for its forward and its backward pass and let go after each.
+
+    Nothing is cast: numbers are those of data-parallel training, where autocast chooses what computes in 16 bits.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    state = PartialState(**state_options())
+    if state.device.type == "cpu":  # accelerate passes over sharding on a CPU without a word; torch can do it
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_offload=hardware.offload,
+        mixed_precision_policy=MixedPrecisionPolicy(),
+        activation_checkpointing=False,
+        cpu_ram_efficient_loading=False,
     )
 
 
@@ -173,6 +214,14 @@ def checkpoint_model(run: Run, step: int, dtype: str | None = None) -> Any:
         for p in model.parameters():
             p.data = p.data.to(getattr(torch, config.model.dtype)).to(getattr(torch, stored.dtype))
     return model.eval()
+
+
+def _whole_model(run: Run, step: int) -> Any:
+    """The model of a checkpoint that ranks wrote in shares, whole, in the memory of this machine."""
+    model = trainable_model(run, "cpu")
+    kept = Checkpoints(run.path("checkpoints"), run.config.train.keep_checkpoints)
+    kept.restore_weights(step, torch.nn.ModuleDict({"model": model}))  # named as in the scorer
+    return model
 
 
 def save_trained(run: Run, model: Any) -> None:

@@ -7,16 +7,19 @@ import json
 import logging
 import re
 import shutil
+import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from alignlab.engine.shards import fill, is_sharded
 from alignlab.errors import MissingError, system_error
 from alignlab.files import sync
 from alignlab.launch import ALONE, World
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 """of a checkpoint, written last: name -> bytes and sha256 of every other file"""
 WEIGHTS, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.safetensors", "progress.json"
+SHARDS = "shards"
+"""folder in place of the first two where ranks have shares: each writes its own, in PyTorch's format of distributed checkpoints"""
 
 
 @dataclass
@@ -76,29 +81,34 @@ class Checkpoints:
         return self.folder / f"step-{step}"
 
     def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-        """Write ``step-N`` and drop those beyond the latest ``keep``.
+        """Write ``step-N`` and drop those beyond the latest ``keep``. All ranks call it; of whole tensors, rank 0 writes all.
 
         Raises:
-            OSError: it cannot be written; nothing of it stays.
+            OSError: it cannot be written; nothing of it stays. Rank 0 raises it, and of a sharded model a rank that fails.
         """
         progress.key = self.key
         final, temporary = self.path(progress.step), self.folder / f".step-{progress.step}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        sharded = is_sharded(trained(model).values())
+        if not (sharded or self.world.main):
+            return final
         try:
-            temporary.mkdir(parents=True)
-            parameters = trained(model)
-            _write(temporary / WEIGHTS, dict(parameters))
-            state = {
-                f"{key}/{name}": value
-                for name, p in parameters.items()
-                for key, value in optimizer.state[p].items()
-                if isinstance(value, torch.Tensor)
-            }
-            _write(temporary / OPTIMIZER, state)
+            refusal = self._begin(temporary) if self.world.main else None
+            if sharded:
+                refusal = self.world.share(refusal)
+            if refusal:
+                raise refusal
+            if sharded:
+                _write_shards(temporary / SHARDS, _tensors(model, optimizer))
+                if not self.world.main:
+                    return final
+            else:
+                tensors = _tensors(model, optimizer)
+                for part, file in ((WEIGHTS, temporary / WEIGHTS), (OPTIMIZER, temporary / OPTIMIZER)):
+                    _write(file, tensors[part])
             _write_json(temporary / PROGRESS, asdict(progress))
-            files = sorted(temporary.iterdir())
-            _write_json(temporary / MANIFEST, {file.name: _facts(file) for file in files})
-            for path in (*files, temporary / MANIFEST, temporary):
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            _write_json(temporary / MANIFEST, {file.relative_to(temporary).as_posix(): _facts(file) for file in files})
+            for path in (*files, temporary / MANIFEST, *{file.parent for file in files}):
                 sync(path)
             self._drop(progress.step)
             temporary.replace(final)
@@ -112,6 +122,15 @@ class Checkpoints:
             if step not in keep:
                 self._drop(step)
         return final
+
+    def _begin(self, temporary: Path) -> OSError | None:
+        """Make an empty folder; what the system says where it cannot be made."""
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            return error
+        return None
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
         """Restore the latest checkpoint that is whole into model and optimizer; None when there is none.
@@ -127,11 +146,12 @@ class Checkpoints:
         problem = None if self.world.main else fault(self.path(step))
         lacking = f"train: rank {self.world.rank} cannot go on from {self.path(step)}, as rank 0 does: {problem}."
         self.world.agree(MissingError(f"{lacking}\nAll processes need the same run folder.") if problem else None)
-        weights, state = load_file(self.path(step) / WEIGHTS), load_file(self.path(step) / OPTIMIZER)
-        restore(model, weights)
+        there = {name.partition("/")[2] for name in _keys(self.path(step), OPTIMIZER)}
         for name, p in trained(model).items():
-            keys = {key.split("/", 1)[0]: key for key in state if key.split("/", 1)[1] == name}
-            optimizer.state[p] = {k: state[key] if k == "step" else state[key].to(p.device) for k, key in keys.items()}
+            if name in there:  # what no loss depends on has no moments
+                moments = (torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2))
+                optimizer.state[p] = dict(zip(("step", "exp_avg", "exp_avg_sq"), (torch.zeros(()), *moments), strict=True))
+        _restore(self.path(step), _tensors(model, optimizer))
         return self._progress(step)
 
     def restore_weights(self, step: int, model: nn.Module) -> None:
@@ -140,9 +160,9 @@ class Checkpoints:
         Raises:
             MissingError: they are damaged, for any rank.
         """
-        problem = fault(self.path(step), WEIGHTS)
+        problem = fault(self.path(step), weights=True)
         self.world.agree(MissingError(f"{self.path(step)} cannot be used: {problem}.") if problem else None)
-        restore(model, load_file(self.path(step) / WEIGHTS))
+        _restore(self.path(step), {WEIGHTS: dict(trained(model))})
 
     def _progress(self, step: int) -> Progress:
         return Progress(**json.loads((self.path(step) / PROGRESS).read_text(encoding="utf-8")))
@@ -173,7 +193,7 @@ class Checkpoints:
             best = self._progress(step).best_step
         except (TypeError, ValueError):
             return f"another version of alignlab wrote {PROGRESS}"
-        problem = fault(self.path(best), WEIGHTS) if best is not None else None
+        problem = fault(self.path(best), weights=True) if best is not None else None
         return f"the best one so far, step-{best}, is: {problem}" if problem else None
 
     def _drop(self, step: int) -> None:
@@ -184,11 +204,13 @@ class Checkpoints:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def fault(folder: Path, only: str | None = None) -> str | None:
-    """What is wrong with the files of a checkpoint, or with one of them; None where they are as they were written."""
+def fault(folder: Path, *, weights: bool = False) -> str | None:
+    """What is wrong with the files of a checkpoint, or with those of its weights; None where they are as they were written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        for name in [only] if only else dict.fromkeys([WEIGHTS, OPTIMIZER, PROGRESS, *manifest]):
+        shards = [name for name in manifest if name.startswith(f"{SHARDS}/")]
+        needed = shards or [WEIGHTS]
+        for name in needed if weights else dict.fromkeys([*needed, *([] if shards else [OPTIMIZER]), PROGRESS, *manifest]):
             said, found = manifest[name], _facts(folder / name)
             if found["bytes"] != said["bytes"]:
                 return f"{name} has {found['bytes']} bytes and had {said['bytes']}"
@@ -224,11 +246,60 @@ def _write(file: Path, tensors: dict[str, Any]) -> None:
         raise OSError(refusal.errno, refusal.strerror, str(file)) if refusal else error from None
 
 
-def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copy tensors into the model's trained parameters, which must be the same ones."""
+Tensors = Mapping[str, dict[str, Tensor]]
+"""by what they are, :data:`WEIGHTS` or :data:`OPTIMIZER`, and by name"""
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """All that a checkpoint holds of a model and its optimizer: the tensors themselves."""
     parameters = trained(model)
-    if weights.keys() != parameters.keys():
-        raise ValueError(f"the checkpoint holds other parameters: {sorted(weights.keys() ^ parameters.keys())[:3]}")
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(weights[name])
+    state = {
+        f"{key}/{name}": value
+        for name, p in parameters.items()
+        for key, value in optimizer.state[p].items()
+        if isinstance(value, Tensor)
+    }
+    return {WEIGHTS: {name: p.detach() for name, p in parameters.items()}, OPTIMIZER: state}
+
+
+def _write_shards(folder: Path, tensors: Tensors) -> None:
+    """Write what each rank has; all ranks call it."""
+    from torch.distributed import checkpoint
+
+    try:
+        checkpoint.save({part: dict(some) for part, some in tensors.items()}, checkpoint_id=folder)
+    except checkpoint.CheckpointException as error:
+        failure = next(iter(error.failures.values()))[0]
+        raise (system_error(failure) or failure) from None
+
+
+def _restore(folder: Path, tensors: Tensors) -> None:
+    """Fill tensors, whole ones or shares, with what a checkpoint holds, however it was sharded when it was written.
+
+    Raises:
+        ValueError: it holds others.
+    """
+    from torch.distributed import checkpoint
+
+    for part, wanted in tensors.items():
+        there = _keys(folder, part)
+        if there != wanted.keys():
+            raise ValueError(f"the checkpoint holds other parameters: {sorted(there ^ wanted.keys())[:3]}")
+        if (folder / SHARDS).exists():
+            with warnings.catch_warnings():  # that a single process loads what several wrote is meant
+                warnings.filterwarnings("ignore", message="torch.distributed is", category=UserWarning)
+                checkpoint.load({part: wanted}, checkpoint_id=folder / SHARDS, no_dist=not is_sharded(wanted.values()))
+        else:
+            for name, values in load_file(folder / part).items():
+                fill(wanted[name], values)
+
+
+def _keys(folder: Path, part: str) -> set[str]:
+    """Names of the tensors of one kind that a checkpoint holds."""
+    if not (folder / SHARDS).exists():
+        with safe_open(folder / part, "pt") as file:
+            return set(file.keys())
+    from torch.distributed.checkpoint import FileSystemReader
+
+    known = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+    return {key.removeprefix(f"{part}.") for key in known if key.startswith(f"{part}.")}

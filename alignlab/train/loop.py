@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,51 +20,19 @@ from alignlab.config import Hardware, Train
 from alignlab.data.rows import RowStore
 from alignlab.engine.batch import Batch, collate
 from alignlab.engine.scorer import Scorer
+from alignlab.engine.shards import let_go, whole
 from alignlab.errors import UserError, refused
 from alignlab.protocols import Loss, Method, Probe
 from alignlab.seeds import derive
 from alignlab.signals import FAILED, Stop
+from alignlab.train.capacity import Capacity
 from alignlab.train.checkpoint import Checkpoints, Progress, trained
+from alignlab.train.measure import Sums, mean_loss, probe_figures
 from alignlab.train.optim import Schedule, adamw, warmup
-from alignlab.train.plan import Plan
-from alignlab.trees import pack, within
+from alignlab.train.plan import Micro, Plan, Step
 
 Metrics = dict[str, Any]
 """figures of a step, and words that a probe gives"""
-
-
-class Sums:
-    """Sums and counts of a step's logs, over micro-batches and ranks."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Any]] = {}
-
-    def add(self, loss: Loss, batch: Batch, counts: bool) -> None:
-        """Add a micro-batch; one that does not count only names its logs, so that every rank sends the same vector."""
-        entries: dict[str, tuple[torch.Tensor | float, float]] = {
-            "loss": (loss.total, batch.mass),
-            "tokens": (float(len(batch)), 1.0),
-            **loss.logs,
-        }
-        for name, (total, count) in entries.items():
-            value = total.detach().double() if isinstance(total, torch.Tensor) else total
-            cell = self._values.setdefault(name, [0.0, 0.0])
-            if counts:
-                cell[0], cell[1] = cell[0] + value, cell[1] + count
-
-    def reduce(self, accelerator: Accelerator, extra: int = 0) -> tuple[dict[str, tuple[float, float]], int]:
-        """Global (sum, count) by name, and the largest ``extra`` of any rank: one collective."""
-        names = sorted(self._values)
-        device = accelerator.device
-        flat = [torch.as_tensor(v, dtype=torch.float64, device=device) for name in names for v in self._values[name]]
-        vector = torch.stack([*flat, torch.tensor(float(extra), dtype=torch.float64, device=device)])
-        if accelerator.num_processes > 1:
-            gathered = accelerator.gather(vector[None])
-            vector, largest = gathered.sum(0), int(gathered[:, -1].max())
-        else:
-            largest = extra
-        values = vector.tolist()
-        return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}, largest
 
 
 def fit(
@@ -109,34 +78,29 @@ def fit(
     learning = trained(scorer).values()
     raw = adamw(learning, lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay, decay=train.decay)
     model, optimizer = accelerator.prepare(scorer, raw)
+    let_go(scorer)
     progress = checkpoints.load(scorer, raw) or Progress()
+    capacity = Capacity(checkpoints.folder, hardware.tokens_per_micro, int(rows.length.min()), accelerator.num_processes)
     if progress.scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(progress.scaler)
     accelerator.wait_for_everyone()  # before rank 0 writes a checkpoint that another rank would read
     resumed(progress, plan)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    computing = _Computing(model, method, plan, accelerator)
     model.train()
     with stop.deferred():
+        if progress.step < plan.steps and not progress.finished:
+            capacity.attempt(partial(computing.rehearse, progress.step, raw))
         while progress.step < plan.steps and not progress.finished:
             started = time.monotonic()
             step = plan.step(progress.step)
             lr = schedule.at(step.index)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            sums = Sums()
-            micros = plan.micros(step, method, capacity=hardware.tokens_per_micro, rank=rank, world=world)
-            for i, micro in enumerate(micros):
-                torch.manual_seed(derive(seed, "dropout", step.index, rank, i))
-                batch = collate(micro.rows).to(accelerator.device)
-                with nullcontext() if i + 1 == len(micros) else accelerator.no_sync(model):
-                    loss = method.loss(model(batch), batch)
-                    # data-parallel training averages over ranks: `world` turns the average back into the sum
-                    accelerator.backward(loss.total * (world / step.mass if micro.counts else 0.0))
-                sums.add(loss, batch, micro.counts)
+            sums = capacity.attempt(partial(computing.gradients, step, optimizer))
             totals, signal = sums.reduce(accelerator, stop.number)
             if signal == FAILED:
                 checkpoints.world.agree(stop.failure)
-            norm = float(accelerator.clip_grad_norm_(model.parameters(), train.clip or math.inf))
+            norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), train.clip or math.inf)))
             _check_finite(totals["loss"][0], norm, step.index, train, checkpoints)
             optimizer.step()
             optimizer.zero_grad()
@@ -144,9 +108,9 @@ def fit(
             metrics = _metrics(progress, step.epoch, lr, norm, totals, time.monotonic() - started)
             _accumulate(progress, totals)
             if validation is not None and _due(progress.step, train.validate_every_steps, plan.steps):
-                metrics["validation_loss"] = mean_loss(model, method, validation, hardware, accelerator)
+                metrics["validation_loss"] = mean_loss(model, method, validation, capacity.nodes, accelerator)
             if probes and _due(progress.step, train.probe_every_steps, plan.steps):
-                metrics.update(_probe(accelerator.unwrap_model(model), probes, hardware.tokens_per_micro))
+                metrics.update(probe_figures(accelerator.unwrap_model(model), probes, capacity.nodes))
             if train.best in metrics and (progress.best is None or metrics[train.best] < progress.best):
                 progress.best, progress.best_step = metrics[train.best], progress.step
             if step.ends_epoch:
@@ -163,6 +127,49 @@ def fit(
     if train.best and progress.best_step is not None:
         checkpoints.restore_weights(progress.best_step, scorer)
     return progress
+
+
+class _Computing:
+    """Forward and backward passes of a step's micro-batches."""
+
+    def __init__(self, model: torch.nn.Module, method: Method, plan: Plan, accelerator: Accelerator) -> None:
+        self._model, self._method, self._plan, self._accelerator = model, method, plan, accelerator
+        self._rank, self._world = accelerator.process_index, accelerator.num_processes
+
+    def gradients(self, step: Step, optimizer: Any, capacity: int) -> Sums:
+        """Put the gradient of a step in place; its logs."""
+        optimizer.zero_grad()
+        sums = Sums()
+        micros = self._plan.micros(step, self._method, capacity=capacity, rank=self._rank, world=self._world)
+        for i, micro in enumerate(micros):
+            torch.manual_seed(derive(self._plan.seed, "dropout", step.index, self._rank, i))
+            with nullcontext() if i + 1 == len(micros) else self._accelerator.no_sync(self._model):
+                # data-parallel training averages over ranks: `world` turns the average back into the sum
+                loss, batch = self._pass(micro, self._world / step.mass if micro.counts else 0.0)
+            sums.add(loss, batch, micro.counts)
+        return sums
+
+    def rehearse(self, start: int, optimizer: torch.optim.Optimizer, capacity: int) -> None:
+        """Take the largest micro-batch of the steps to come through all that needs memory, and change nothing."""
+        optimizer.zero_grad()
+        micro = self._plan.worst(self._method, capacity=capacity, world=self._world, start=start)
+        torch.manual_seed(derive(self._plan.seed, "dropout", start, self._rank, 0))
+        self._pass(micro, 0.0)
+        if not optimizer.state:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+                for p in group["params"]:
+                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()  # the loss may not be finite
+            optimizer.step()
+            optimizer.state.clear()
+        optimizer.zero_grad()
+
+    def _pass(self, micro: Micro, weight: float) -> tuple[Loss, Batch]:
+        batch = collate(micro.rows).to(self._accelerator.device)
+        with self._accelerator.autocast():
+            loss = self._method.loss(self._model(batch), batch)
+        self._accelerator.backward(loss.total * weight)
+        return loss, batch
 
 
 def _due(step: int, every: int | None, last: int | None) -> bool:
@@ -200,35 +207,10 @@ def _check_finite(loss: float, norm: float, step: int, train: Train, checkpoints
 def _save(
     checkpoints: Checkpoints, progress: Progress, scorer: Scorer, optimizer: Any, accelerator: Accelerator, stop: Stop
 ) -> None:
-    if checkpoints.world.main and not stop.failure:
-        progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        try:
-            checkpoints.save(progress, scorer, optimizer)
-        except OSError as error:
-            stop.failure = refused("train", error, checkpoints.folder)
     checkpoints.world.agree(stop.failure)
-
-
-@torch.no_grad()
-def mean_loss(model: torch.nn.Module, method: Method, rows: RowStore, hardware: Hardware, accelerator: Accelerator) -> float:
-    """Loss per unit of mass over all rows, without dropout, dealt over ranks."""
-    training = model.training
-    model.eval()
-    sums = Sums()
-    bins = pack(rows.length.tolist(), hardware.tokens_per_micro)
-    mine = bins[accelerator.process_index :: accelerator.num_processes]
-    for i, chosen in enumerate(mine or bins[:1]):
-        for piece in within([rows[r] for r in chosen], hardware.tokens_per_micro):
-            batch = collate(piece).to(accelerator.device)
-            sums.add(method.loss(accelerator.unwrap_model(model)(batch), batch), batch, counts=i < len(mine))
-    model.train(training)
-    total, mass = sums.reduce(accelerator)[0]["loss"]
-    return total / mass
-
-
-def _probe(scorer: Scorer, probes: Sequence[Probe], capacity: int) -> dict[str, float | str]:
-    """Figures of every probe; each rank computes them all, so that none waits."""
-    scorer.eval()
-    figures = {f"{probe.name}/{name}": value for probe in probes for name, value in probe.measure(scorer, capacity).items()}
-    scorer.train()
-    return figures
+    progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    try:
+        checkpoints.save(progress, scorer, optimizer)
+    except OSError as error:
+        stop.failure = refused("train", error, checkpoints.folder)
+    checkpoints.world.agree(stop.failure)

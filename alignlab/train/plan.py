@@ -12,6 +12,9 @@ from alignlab.protocols import Method, Row
 from alignlab.seeds import generator
 from alignlab.trees import pack, split
 
+STEPS = 1000
+"""of a run at most, evenly spaced, whose micro-batches are looked at for the largest"""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -84,6 +87,18 @@ class Plan:
             # a bin without rows repeats one that has some, to keep the ranks in step
             micros.append(Micro(tuple(rows[r] for r in bins[i] or bins[0]), bool(bins[i])))
         return micros
+
+    def worst(self, method: Method, *, capacity: int, world: int = 1, start: int = 0) -> Micro:
+        """The micro-batch with the most nodes of any rank, in the steps from ``start`` on; of very many, in some of them."""
+        steps = np.unique(np.linspace(start, self.steps - 1, min(STEPS, self.steps - start)).astype(int))
+
+        def most(index: int) -> int:
+            length = self._rows.length[list(self.step(index).rows)]
+            return max(int(length[members].sum()) for members in deal(length.tolist(), capacity, world) if members)
+
+        step = self.step(max(map(int, steps), key=most))
+        every = (m for rank in range(world) for m in self.micros(step, method, capacity=capacity, rank=rank, world=world))
+        return max(every, key=lambda micro: sum(len(row.tokens) for row in micro.rows))
 
 
 def _limit(row: Row, capacity: int, world: int, rows: int) -> int:
