@@ -13,7 +13,7 @@ from trained import weights as trained_weights
 import alignlab
 from alignlab.records import read_jsonl
 
-TWO = HARDWARE["two processes"]
+TWO, SHARDED = HARDWARE["two processes"], HARDWARE["two processes, sharded"]
 
 
 def cut_off(run: Path, folder: Path, step: int, hardware: Hardware) -> Path:
@@ -29,9 +29,10 @@ def cut_off(run: Path, folder: Path, step: int, hardware: Hardware) -> Path:
 
 CHANGES = {
     "diffuse, one to two": ("diffuse", ONE, TWO),
-    "delia, two to one": ("delia", TWO, ONE),
-    "conditioning, one to two": ("conditioning", ONE, TWO),
-    "conditioning-lora, two to one": ("conditioning-lora", TWO, ONE),
+    "delia, two to sharded": ("delia", TWO, SHARDED),
+    "conditioning, sharded to one": ("conditioning", SHARDED, ONE),
+    "conditioning-lora, sharded to two": ("conditioning-lora", SHARDED, TWO),
+    "conditioning-lora, one to sharded": ("conditioning-lora", ONE, SHARDED),
 }
 
 

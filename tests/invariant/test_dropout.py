@@ -20,7 +20,10 @@ COPIES, SEEDS, LEVEL = 4, 11, 1e-3
 HARDWARE = {"micro-batches": ([SMALL], 1), "two processes": ([SMALL], 2)}
 
 
-@pytest.mark.parametrize(("words", "processes"), HARDWARE.values(), ids=HARDWARE)
+REPEATED = HARDWARE | {"two processes, sharded": ([SMALL, "hardware.sharding=fsdp"], 2)}
+
+
+@pytest.mark.parametrize(("words", "processes"), REPEATED.values(), ids=REPEATED)
 def test_the_same_hardware_repeats_bit_for_bit(words, processes, prepared, tmp_path):
     runs = [place(prepared("sft"), tmp_path / name, [*words, DROPOUT, "train.max_steps=5"]) for name in ("one", "again")]
     train(runs, processes)

