@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,11 +35,13 @@ class Forked:
                 os.dup2(descriptor, number)
             sys.stdout = sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
             from accelerate.state import AcceleratorState, GradientState
+            from tqdm import tqdm
 
             from alignlab.__main__ import command
 
             AcceleratorState._reset_state(reset_partial_state=True)  # of what the parent ran
             GradientState._reset_state()
+            tqdm.set_lock(threading.RLock())  # its own is shared by all forks: whoever is killed with it stops the others
             if first:
                 first()
             status = command(arguments)
