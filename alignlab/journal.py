@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -61,7 +62,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # what was added is on the disk
+            self._file.close()
 
     def add(self, batch: Iterable[tuple[int, Any]]) -> None:
         """Keep the pieces of a batch that are not there yet.
@@ -109,9 +111,13 @@ class Journal:
             yield from islice(self._pieces, len(batch))
 
     def _write(self, value: Any) -> None:
-        self._file.write(_line(json.dumps(value).encode()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(_line(json.dumps(value).encode()))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
 
 def _line(body: bytes) -> bytes:

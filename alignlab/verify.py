@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,16 +44,19 @@ def verify(arguments: Sequence[str]) -> int:
 
 def _verify(kills: int, seed: int, folder: Path, words: Sequence[str]) -> int:
     whole, killed = folder / "whole", folder / "killed"
+    _say(f"first the run whole, in {whole}")
     with Group([*words, _override("run_dir", whole)], shown=True) as process:
         seconds = durations(process, whole)
         if process.returncode != OK:
             print("verify: the run itself does not end well, so there is nothing to compare", file=sys.stderr)
             return process.returncode if process.returncode > 0 else FAULT
-    _say(f"whole: {', '.join(f'{stage} {lasted:.1f} s' for stage, lasted in seconds.items())}")
+    _say(", ".join(f"{stage} {lasted:.1f} s" for stage, lasted in seconds.items()))
+    _say(f"now killed at {kills} random instants, in {killed}")
     more = [_override("run_dir", killed)]
     if _has_cache(whole) and not any(word.startswith("data.cache=") for word in words):
         more.append(_override("data.cache", folder / "cache"))  # what is made before training is made anew
     found = interrupted(lambda: Group([*words, *more]), killed, instants(seconds, kills, seed), _say)
+    _say("comparing both, file by file")
     count, problems = differences(whole, killed)
     problems += [f"{path}: was left behind" for path in rubbish(folder / "cache")]
     problems = [*found.problems, *problems]
@@ -61,14 +65,14 @@ def _verify(kills: int, seed: int, folder: Path, words: Sequence[str]) -> int:
     times = f"killed {({1: 'once', 2: 'twice'}).get(len(found.kills), f'{len(found.kills)} times')}"
     if passed:
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        print(f"PASS: {times}, the run left the same {count} files, byte by byte, as the one that was not: {folder}")
+        print(f"PASS: {times}, the run left the same {count} files, byte by byte, as the\nrun that was not: {folder}")
         return OK
     print("\n".join([f"FAIL: {times}, the run differs from the one that was not ({folder}):", *(f"  {p}" for p in problems)]))
     return FAULT
 
 
 def _say(message: str) -> None:
-    print(f"verify: {message}", file=sys.stderr, flush=True)
+    print(textwrap.fill(f"verify: {message}", 80, subsequent_indent="  "), file=sys.stderr, flush=True)
 
 
 def _read(arguments: Sequence[str]) -> tuple[int, int, Path, list[str]]:

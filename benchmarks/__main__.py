@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("first_minute", "diffuse_pass", "cut_pass", "sentence_pass", "label_pass", "sampling", "self_sampling", "scorer_overhead")
+NAMES = (
+    "first_minute",
+    "diffuse_pass",
+    "cut_pass",
+    "sentence_pass",
+    "label_pass",
+    "sampling",
+    "self_sampling",
+    "scorer_overhead",
+    "checkpoint_cost",
+)
 
 for name in NAMES:
     print(f"\n## python -m benchmarks.{name}\n", flush=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ class Forked:
     Args:
         arguments: of the command.
         said: file for what it writes to stdout and stderr.
+        first: called in the fork before the command.
     """
 
-    def __init__(self, arguments: Sequence[str], said: Path) -> None:
+    def __init__(self, arguments: Sequence[str], said: Path, first: Callable[[], object] | None = None) -> None:
         self._said, self._status = said, None
         self.pid = os.fork()
         if self.pid:
@@ -30,9 +33,17 @@ class Forked:
             descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(descriptor, number)
-            sys.stdout = sys.stderr = open(descriptor, "w", buffering=1)  # noqa: SIM115
+            sys.stdout = sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
+            from accelerate.state import AcceleratorState, GradientState
+            from tqdm import tqdm
+
             from alignlab.__main__ import command
 
+            AcceleratorState._reset_state(reset_partial_state=True)  # of what the parent ran
+            GradientState._reset_state()
+            tqdm.set_lock(threading.RLock())  # its own is shared by all forks: whoever is killed with it stops the others
+            if first:
+                first()
             status = command(arguments)
         finally:
             os._exit(status)
@@ -67,3 +78,16 @@ class Forked:
     def __exit__(self, *_: Any) -> None:
         self.kill()
         self.wait()
+
+
+def ranks(arguments: Sequence[str], said: Path, first: Callable[[], object]) -> list[Forked]:
+    """Two processes of one run, as a launcher starts them; their words are in files that end with the rank."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def started(rank: int) -> Callable[[], object]:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = {"MASTER_ADDR": "127.0.0.1"} | {key: str(value) for key, value in places.items()}
+        return lambda: (os.environ.update(environment), first())
+
+    return [Forked(arguments, said.with_name(f"{said.name}-{rank}"), started(rank)) for rank in range(2)]

@@ -23,7 +23,7 @@ def small_runs(folder: Path) -> dict[str, list[str]]:
     return {
         "diffuse": [*steps, f"data.path=[{','.join(numbers)}]", "train.lora.dropout=0.1", "suite.samples=600", "score.tokens=true"],
         "cut": [*on_judged, "method=cut", "score.tokens=true"],
-        "sft": [*on_judged, "method=sft"],
+        "sft": [*on_judged, "method=sft", "method.responses=all"],
         "dpo": [*on_judged, "method=dpo"],
         "conditioning": [*small, "method=conditioning", "data.sentences=40", "data.test.balanced=false", "suite.prompt_count=20"],
         "delia": [*small, "method=delia", f"data.path={chats}", f"data.test={asked}", f"data.queries={queries}", *answers],

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from disturbed import COMMON
+from forked import Forked
 
 import alignlab
-
-STOPPING = """
-import os, signal
 from alignlab.train.checkpoint import Checkpoints
-save = Checkpoints.save
-def stopping(self, progress, *others):
-    save(self, progress, *others)
-    if progress.step == 40:
-        os.kill(os.getpid(), signal.SIGSTOP)
-Checkpoints.save = stopping
-from alignlab.__main__ import main
-main()
-"""
 
 
 @pytest.fixture(scope="session")
@@ -35,21 +23,28 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
-    """The same command, in a process that stands still at step 40, in the folder ``run`` of its ``cwd``."""
+def standing(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    """The same command in the folder ``run`` of its ``where``, in a process that stands still at step 16."""
     where = tmp_path_factory.mktemp("standing")
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPING, *COMMON, "run_dir=run"], cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    process.where = where  # type: ignore[attr-defined]
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status), "the run ended before step 40"
-    yield process
-    process.kill()
-    process.wait()
+    save = Checkpoints.save
+
+    def stopping(self, progress, *others):
+        save(self, progress, *others)
+        if progress.step == 16:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def first():
+        os.chdir(where)
+        Checkpoints.save = stopping
+
+    with Forked([*COMMON, "run_dir=run"], where / "said", first) as process:
+        process.where = where
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "the run ended before step 16: " + process.words()
+        yield process
 
 
 @pytest.fixture(scope="session")
-def killed(standing: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(standing: Forked, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is left of its folder when it is killed there: a copy of it as it stands."""
-    return shutil.copytree(standing.where / "run", tmp_path_factory.mktemp("killed") / "run")  # type: ignore[attr-defined]
+    return shutil.copytree(standing.where / "run", tmp_path_factory.mktemp("killed") / "run")

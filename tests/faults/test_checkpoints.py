@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
-import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from forked import ranks
 
 from alignlab.errors import MissingError
+from alignlab.launch import world
 from alignlab.train.checkpoint import Checkpoints, Progress, fault, trained
 
 
@@ -139,27 +143,22 @@ def test_a_disk_that_is_full_leaves_no_rubbish_and_the_one_before(saved):
     assert _loaded(kept)[0] == 1
 
 
-RANKS = """
-import sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-from alignlab.errors import MissingError
-from alignlab.launch import world
-from alignlab.train.checkpoint import Checkpoints
-Accelerator(cpu=True)
-ranks = world()
-for name in sys.argv[1:]:
-    folder = Path(name, str(ranks.rank)) if Path(name, "0").exists() else Path(name)
-    kept = Checkpoints(folder, 3, world=ranks)
-    model = torch.nn.Linear(3, 2)
-    try:
-        progress = kept.load(model, torch.optim.AdamW(model.parameters()))
-        said = progress and f"{progress.step} {float(model.weight.detach().double().sum())!r}"
-    except MissingError as error:
-        said = str(error).splitlines()[0]
-    Path(f"{name}-{ranks.rank}").write_text(str(said))
-"""
+def load_each(folder: Path, names: Sequence[str]) -> None:
+    """What a rank says that loads each of these, as the file ``NAME-RANK``; the process ends here."""
+    logging.getLogger("alignlab").addHandler(logging.StreamHandler(sys.stderr))
+    Accelerator(cpu=True)
+    here = world()
+    for name in names:
+        apart = folder / name / str(here.rank)
+        model = torch.nn.Linear(3, 2)
+        try:
+            kept = Checkpoints(apart if apart.exists() else folder / name, 3, world=here)
+            progress = kept.load(model, torch.optim.AdamW(model.parameters()))
+            said = progress and f"{progress.step} {float(model.weight.detach().double().sum())!r}"
+        except MissingError as error:
+            said = str(error).splitlines()[0]
+        (folder / f"{name}-{here.rank}").write_text(str(said))
+    os._exit(0)
 
 
 def test_all_ranks_go_on_from_where_rank_0_does(tmp_path):
@@ -176,27 +175,16 @@ def test_all_ranks_go_on_from_where_rank_0_does(tmp_path):
     made("more/0", 1)
     made("more/1", 1, 2)
     (tmp_path / "none").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    (tmp_path / "ranks.py").write_text(RANKS)
-    done = subprocess.run(
-        [*command, "ranks.py", "damaged", "apart", "more", "none"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    said = {
-        name: [Path(tmp_path, f"{name}-{rank}").read_text() for rank in (0, 1)] for name in ("damaged", "apart", "more", "none")
-    }
+    names = ("damaged", "apart", "more", "none")
+    first, second = ranks([], tmp_path / "said", lambda: load_each(tmp_path, names))
+    assert (first.wait(), second.wait()) == (0, 0), first.words() + second.words()
+    said = {name: [Path(tmp_path, f"{name}-{rank}").read_text() for rank in (0, 1)] for name in names}
     model = _model(1)
     _stepped(model)
-    first = f"1 {float(trained(model)['weight'].detach().double().sum())!r}"
-    assert said["damaged"] == [first, first]
-    assert said["more"] == [first, first]
+    loaded = f"1 {float(trained(model)['weight'].detach().double().sum())!r}"
+    assert said["damaged"] == [loaded, loaded]
+    assert said["more"] == [loaded, loaded]
     assert said["none"] == ["None", "None"]
-    lacking = "train: rank 1 cannot go on from apart/1/step-2, as rank 0 does: manifest.json is missing."
+    lacking = f"train: rank 1 cannot go on from {tmp_path}/apart/1/step-2, as rank 0 does: manifest.json is missing."
     assert said["apart"] == [lacking, lacking]
-    assert done.stderr.count("step-2 is damaged") == 1
+    assert (first.words() + second.words()).count("step-2 is damaged") == 1

@@ -7,20 +7,41 @@ import os
 import re
 import resource
 import shutil
-import subprocess
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-import pytest
-from disturbed import COMMON, losses, outcome, rubbish
+from disturbed import COMMON, losses, outcome
+from forked import Forked, ranks
+from refusing import full_disk, read_only_disk
 
+from alignlab import pipeline
 from alignlab.__main__ import command
+from alignlab.interrupt import rubbish
+from alignlab.journal import SUFFIX
+from alignlab.stages import evaluate, prepare, sample, train
+from alignlab.train.checkpoint import Checkpoints
+
+
+def ended(process: Forked, status: int) -> str:
+    """What a command said that ended with this status."""
+    with process:
+        assert process.wait() == status, process.words()
+    assert not re.search("Traceback|Logging error|Exception ignored", process.words())
+    return process.words()
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What is left of work in progress, beside what is kept of it on purpose."""
+    return [path for path in rubbish(folder) if path.suffix != SUFFIX]
 
 
 @contextmanager
 def room(size: int) -> Iterator[None]:
-    """Inside, no file may grow beyond so many bytes; what goes beyond is refused as by a full disk."""
+    """Inside, no file may grow beyond so many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -29,7 +50,7 @@ def room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_the_disk_is_full_at_one_file_after_the_other(whole, tmp_path, capsys):
+def test_there_is_no_room_for_one_file_after_the_other(whole, tmp_path, capsys):
     folder = tmp_path / "run"
     everything = [*COMMON, f"run_dir={folder}"]
 
@@ -41,98 +62,102 @@ def test_the_disk_is_full_at_one_file_after_the_other(whole, tmp_path, capsys):
         assert "the same command goes on from there" in said
         assert said.count("alignlab:") == 1
         assert "Traceback" not in said
-        assert not rubbish(folder)
+        assert not unfinished(folder)
 
-    refused(10_000, "rows/train.arrow", "prepare")
+    refused(6_000, "rows/train.arrow", "prepare")
     assert not list((folder / "done").glob("*.json"))
     assert command([*everything, "stages=[prepare]"]) == 0
-    refused(5_000, "metrics.jsonl", "train")
-    refused(300_000, "checkpoints/.step-20.tmp/optimizer.safetensors", "train")
+    refused(300_000, "checkpoints/.step-8.tmp/optimizer.safetensors", "train")
     assert command([*everything, "stages=[prepare,train]"]) == 0
     capsys.readouterr()
-    (folder / "done/train.json").unlink()
-    shutil.rmtree(folder / "adapter")
-    with room(100_000):
-        assert command(everything) == 3
-    assert "alignlab: train: File too large" in capsys.readouterr().err
-    assert not rubbish(folder)
-    assert command([*everything, "stages=[prepare,train]"]) == 0
-    capsys.readouterr()
-    refused(30_000, "samples.jsonl", "sample")
+    refused(9_000, "samples.jsonl", "sample")
     assert command(everything) == 0
     assert outcome(folder) == outcome(whole)
     assert losses(folder) == losses(whole)
 
 
-MAIN = "from alignlab.__main__ import main; main()"
+def before(owner: Any, name: str, refuse: Callable[[], None]) -> Callable[[], None]:
+    """To be called first in a fork: the system refuses as soon as a function is called."""
+
+    def first() -> None:
+        function = getattr(owner, name)
+        setattr(owner, name, lambda *arguments: (refuse(), function(*arguments))[1])
+
+    return first
 
 
-def test_a_full_disk_ends_both_of_two_processes(tmp_path):
+def test_the_disk_is_full_for_everything_from_an_instant_on(whole, tmp_path):
+    folder = tmp_path / "run"
+    instants = [
+        (prepare, "prepare", "records.jsonl"),
+        (train, "train", "done/tracker-id"),
+        (train._Reporter, "log", "metrics.jsonl"),
+        (Checkpoints, "save", "checkpoints/.step-8.tmp"),
+        (sample, "sample", "samples.jsonl" + SUFFIX),
+        (evaluate, "evaluate", "results.json" + SUFFIX),
+    ]
+    for owner, name, file in instants:
+        stage = name if name in pipeline.NEEDS else "train"
+        said = ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said", before(owner, name, full_disk)), 3)
+        assert f"alignlab: {stage}: No space left on device ({folder}/{file}).\nFree some space; the same command goes on" in said
+        assert said.count("alignlab:") == 1
+        assert not unfinished(folder)
+    ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said"), 0)
+    assert outcome(folder) == outcome(whole)
+    assert losses(folder) == losses(whole)
+
+
+def test_a_disk_that_is_full_before_anything_is_done(tmp_path):
+    said = ended(Forked([*COMMON, f"run_dir={tmp_path / 'run'}"], tmp_path / "said", full_disk), 3)
+    assert f"alignlab: run_dir: {tmp_path / 'run'} cannot be written: No space left on device." in said
+
+
+def test_a_disk_that_can_only_be_read(killed, whole, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "run")
+    content = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said", read_only_disk), 3)
+    assert said == f"alignlab: run_dir: {folder} cannot be written: Read-only file system. Choose another: run_dir=FOLDER.\n"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == content
+    said = ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said", before(train, "train", read_only_disk)), 3)
+    assert f"alignlab: train: Read-only file system ({folder}/" in said
+    assert "Make it writable, or choose another folder: run_dir=FOLDER." in said
+    ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said"), 0)
+    assert outcome(folder) == outcome(whole)
+
+
+def chatting() -> None:
+    """Ask for one answer, then have everything refused that would be written."""
+    read, write = os.pipe()
+    os.write(write, b"Name a fruit.\n")
+    os.close(write)
+    sys.stdin = open(read)  # noqa: SIM115
+    read_only_disk()
+
+
+def test_a_run_on_a_disk_that_can_only_be_read_can_be_talked_to(whole, tmp_path):
+    ended(Forked([f"chat={whole}"], tmp_path / "said", chatting), 0)
+
+
+def test_a_full_disk_ends_both_of_two_processes(killed, tmp_path):
     """Rank 0 alone writes; the other one shall not wait for it."""
-    assert command([*COMMON, "stages=[prepare]", f"run_dir={tmp_path / 'run'}"]) == 0
-    everything = [*COMMON, "hardware=cpu2", "run_dir=run", "stages=[prepare,train]"]
-    limited = [sys.executable, "-c", f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (5000, r.RLIM_INFINITY))\n{MAIN}"]
-    done = subprocess.run([*limited, *everything], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 3, done.stderr
-    assert "alignlab: train: File too large (run/metrics.jsonl)" in done.stderr
-    assert done.stderr.count("alignlab:") == 1
-    assert "Traceback" not in done.stderr
+    folder = shutil.copytree(killed, tmp_path / "run")
+    arguments = [*COMMON, "hardware=cpu2", "stages=[prepare,train]", f"run_dir={folder}"]
+    first, second = (ended(process, 3) for process in ranks(arguments, tmp_path / "said", before(train._Reporter, "log", limited)))
+    assert f"alignlab: train: File too large ({folder}/metrics.jsonl)" in first
+    assert first.count("alignlab:") == 1
+    assert "alignlab:" not in second
 
 
-SMALL_DISK = """
-import subprocess, sys
-from alignlab.__main__ import command
-def mount(*options):
-    subprocess.run(["mount", *options, "disk"], check=True)
-everything = [*sys.argv[1:], "run_dir=disk/run"]
-mount("-t", "tmpfs", "-o", "size=300k", "none")
-def step(name, arguments):
-    print(name, file=sys.stderr, flush=True)
-    print(name, command(arguments), file=sys.stderr, flush=True)
-step("full", everything)
-mount("-o", "remount,size=20m")
-step("room", everything)
-mount("-o", "remount,ro")
-step("read-only", everything)
-step("chat", ["chat=disk/run"])
-subprocess.run(["cp", "-r", "disk/run", "kept"], check=True)
-"""
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 
-def test_a_small_disk_that_fills_up_and_one_that_is_read_only(whole, tmp_path):
-    space = ["unshare", "--user", "--map-root-user", "--mount"] if os.getuid() else ["unshare", "--mount"]
-    if not shutil.which("unshare") or subprocess.run([*space, "mount", "-t", "tmpfs", "none", tmp_path], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    (tmp_path / "disk").mkdir()
-    script = [sys.executable, "-c", SMALL_DISK, *COMMON]
-    done = subprocess.run(
-        [*space, *script], cwd=tmp_path, input="Name a fruit.\n", capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    said = dict(
-        zip(("full", "room", "read-only", "chat"), re.split(r"^(?:full|room|read-only|chat)\n", done.stderr, flags=re.M)[1:])
-    )
-    assert "full 3" in said["full"]
-    assert "alignlab: train: No space left on device (disk/run/checkpoints/.step-20.tmp/" in said["full"]
-    assert "Free some space; the same command goes on from there." in said["full"]
-    assert said["full"].count("alignlab:") == 1
-    assert not re.search("Traceback|Logging error|Exception ignored", said["full"])
-    assert "room 0" in said["room"]
-    assert (
-        "alignlab: run_dir: disk/run cannot be written: Read-only file system. Choose another: run_dir=FOLDER." in said["read-only"]
-    )
-    assert "read-only 3" in said["read-only"]
-    assert "chat 0" in said["chat"]
-    assert outcome(tmp_path / "kept") == outcome(whole)
-    assert losses(tmp_path / "kept") == losses(whole)
-
-
-def _modes_count() -> None:
-    """Take from root, in a child, what makes it pass over modes."""
-    if not os.getuid():
-        libc = ctypes.CDLL(None, use_errno=True)
-        for capability in (1, 2, 3):  # DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER
-            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+def without_rights() -> None:
+    """Take from root what makes it pass over modes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, nothing = struct.pack("II", 0x20080522, 0), bytes(24)  # LINUX_CAPABILITY_VERSION_3, this process
+    if libc.capset(header, nothing):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def test_a_folder_without_permission_to_write(killed, whole, tmp_path):
@@ -143,15 +168,11 @@ def test_a_folder_without_permission_to_write(killed, whole, tmp_path):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: path.read_bytes() for path in paths if path.is_file()}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "alignlab", *COMMON, "run_dir=run"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False, preexec_fn=_modes_count,
-        )  # fmt: skip
+        said = ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said", without_rights), 3)
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
-    assert done.returncode == 3, done.stderr
-    assert done.stderr == "alignlab: run_dir: run cannot be written: Permission denied. Choose another: run_dir=FOLDER.\n"
+    assert said == f"alignlab: run_dir: {folder} cannot be written: Permission denied. Choose another: run_dir=FOLDER.\n"
     assert {path: path.read_bytes() for path in paths if path.is_file()} == before
-    assert command([*COMMON, f"run_dir={folder}"]) == 0
+    ended(Forked([*COMMON, f"run_dir={folder}"], tmp_path / "said"), 0)
     assert outcome(folder) == outcome(whole)

@@ -14,28 +14,13 @@ from forked import Forked
 from alignlab import verify
 from alignlab.__main__ import command
 from alignlab.errors import StoppedError
-from alignlab.interrupt import START, differences, instants, rubbish
+from alignlab.interrupt import START, Group, differences, instants, rubbish
 from alignlab.signals import Stop
 
 SEED = 21
 """with which one kill is early in the only stage"""
 
 # ---- the command
-
-
-def test_a_run_of_ones_own_passes(cli, tmp_path):
-    words = ["stages=[prepare]", "verify.kills=1", f"verify.seed={SEED}", "run_dir=my run", "overwrite=true", "tracker=wandb"]
-    done = cli("verify=resume", *words)
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
-    assert last == "PASS: killed once, the run left the same 4 files, byte by byte, as the one that was not: my run"
-    assert "verify: kill 1 of 1: in prepare" in done.stderr
-    for name in ("records.jsonl", "rows/summary.json", "rows/train.arrow"):
-        assert (tmp_path / "my run/killed" / name).read_bytes() == (tmp_path / "my run/whole" / name).read_bytes()
-    found = json.loads((tmp_path / "my run/verify.json").read_text())
-    assert (len(found["kills"]), found["seed"], found["files"], found["problems"]) == (1, SEED, 4, [])
-    assert "prepare begins" in (tmp_path / "my run/killed/log.txt").read_text().partition("prepare begins")[2]
-    assert not (tmp_path / "my run/killed/wandb").exists()
 
 
 WILD = """
@@ -62,10 +47,25 @@ class Fork(Forked):
 
 
 @pytest.fixture
-def forked(tmp_path, monkeypatch):
+def forked(whole, tmp_path, monkeypatch):
+    """Runs are forks of this process, where ``whole`` has imported everything."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(verify, "Group", Fork)
+
+
+def test_a_run_of_ones_own_passes(forked, capsys):
+    words = ["stages=[prepare]", "verify.kills=1", f"verify.seed={SEED}", "run_dir=my run", "overwrite=true", "tracker=wandb"]
+    assert command(["verify=resume", *words]) == 0
+    said = capsys.readouterr()
+    assert said.out == "PASS: killed once, the run left the same 4 files, byte by byte, as the\nrun that was not: my run\n"
+    assert "verify: kill 1 of 1: in prepare" in said.err
+    for name in ("records.jsonl", "rows/summary.json", "rows/train.arrow"):
+        assert Path("my run/killed", name).read_bytes() == Path("my run/whole", name).read_bytes()
+    found = json.loads(Path("my run/verify.json").read_text())
+    assert (len(found["kills"]), found["seed"], found["files"], found["problems"]) == (1, SEED, 4, [])
+    assert "prepare begins" in Path("my run/killed/log.txt").read_text().partition("prepare begins")[2]
+    assert not Path("my run/killed/wandb").exists()
 
 
 def test_a_run_that_draws_anew_each_time_fails(forked, tmp_path, capsys):
@@ -85,6 +85,31 @@ def test_a_run_that_fails_by_itself_is_not_compared(forked, capsys):
     assert command(["verify=resume", "data.path=nowhere"]) == 2
     assert "verify: the run itself does not end well" in capsys.readouterr().err
     assert not Path("runs/verify/killed").exists()
+
+
+STARTER = """#!/bin/sh
+exec 3>alive
+sleep 1000 &
+echo words >&2
+echo "$@" >&3
+wait
+"""
+"""a program that starts another one; the pipe is open as long as one of them lives"""
+
+
+def test_what_a_run_started_is_killed_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("alive")
+    Path("python").write_text(STARTER)
+    Path("python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with Group(["seed=1"]) as process, open("alive") as alive:
+        assert alive.readline() == "-m alignlab seed=1\n"
+        assert process.poll() is None
+        process.kill()
+        assert alive.read() == ""
+        assert process.wait() == -signal.SIGKILL
+        assert process.words() == "words\n"
 
 
 @pytest.mark.parametrize(
