@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
+from alignlab.environment import return_blocks
 from alignlab.errors import MissingError, UserError, refused, system_error
 from alignlab.launch import processes, state_options, train_on_ranks
 from alignlab.models.load import adapted, add_lora, load_model
@@ -39,15 +40,9 @@ def train(run: Run) -> list[str]:
         train_on_ranks(run.folder, count, cpu=run.device == "cpu")
         return written
     rows = RowStore(run.path("rows", "train.arrow"))
-    if not len(rows):
-        raise UserError(
-            "data: there is nothing to train on: no prompt with targets, no row that is not held out (split test).\n"
-            "Give data.path others, or leave train out of stages."
-        )
-    if config.train.best == "validation_loss" and not run.path("rows", "validation.arrow").exists():
-        raise UserError("train.best: validation_loss is never measured without data.validation; give it a share or a path.")
-    if rows.mass.sum() <= 0:
-        raise UserError("data: no row has any mass, so there is nothing to learn.")
+    refuse(run, rows)
+    if run.device == "cpu":
+        return_blocks()
     accelerator = _accelerator(run)
     model = trainable_model(run, str(accelerator.device))
     scorer = Scorer(model, config.hardware.backend, config.hardware.logits_mib)
@@ -85,6 +80,20 @@ def train(run: Run) -> list[str]:
     if progress.finished:
         run.say(f"train: finished early after {progress.step} steps")
     return written
+
+
+def refuse(run: Run, rows: RowStore) -> None:
+    """Raise UserError where there is nothing to train on, or to choose the best weights by."""
+    config = run.config
+    if not len(rows):
+        raise UserError(
+            "data: there is nothing to train on: no prompt with targets, no row that is not held out (split test).\n"
+            "Give data.path others, or leave train out of stages."
+        )
+    if config.train.best == "validation_loss" and not run.path("rows", "validation.arrow").exists():
+        raise UserError("train.best: validation_loss is never measured without data.validation; give it a share or a path.")
+    if rows.mass.sum() <= 0:
+        raise UserError("data: no row has any mass, so there is nothing to learn.")
 
 
 def _refusal(run: Run, error: Exception) -> UserError:
