@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ import torch
 
 from alignlab.config import Config, Lora
 from alignlab.data.rows import RowStore
+from alignlab.errors import UserError
 from alignlab.forecast import Memory, forecast
 from alignlab.launch import World
 from alignlab.pipeline import Run
@@ -26,9 +28,13 @@ from alignlab.stages.train import refuse, trainable_model
 from alignlab.timing import speed
 from alignlab.train.plan import Plan, deal
 
+log = logging.getLogger(__name__)
+
 WIDTH, INDENT = 80, 12
 LOOKED = 2000
 """steps whose micro-batches are looked at, spread evenly over the run, for the largest"""
+LEAST = 50_000_000
+"""parameters from which on a run begins with a forecast of its memory"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,6 @@ def memory(run: Run, done: Work) -> tuple[Memory, dict[str, int]]:
     }
     parts = forecast(
         model,
-        config.method,
         done.micro,
         config.train,
         config.hardware,
@@ -152,7 +157,13 @@ def _parts(run: Run, folder: Path) -> Iterator[tuple[str, list[str]]]:
     refuse(run, rows)
     done = work(rows, config, ranks(config, run.world))
     yield "steps", [_steps(config, done)]
-    parts, figures = memory(run, done)
+    try:
+        parts, figures = memory(run, done)
+    except UserError:
+        raise
+    except Exception as error:  # an architecture that does something which needs contents
+        yield "memory", [f"cannot be forecast for this architecture: {type(error).__name__}: {str(error).splitlines()[0]}"]
+        return
     share = 100 * figures["trained"] / figures["all"]
     yield "parameters", [f"{figures['trained']:,} trained of {figures['all']:,} ({share:.3g} %)"]
     local, device = done.ranks // config.hardware.nodes, _device(config)
@@ -310,11 +321,17 @@ def room(device: str) -> int | None:
     return free
 
 
-def header(run: Run, rows: RowStore) -> str:
-    """The line with which training begins: its size and what it will hold in memory."""
+def header(run: Run, rows: RowStore, parameters: int) -> str:
+    """The line with which training begins: how much it is and, of a model of some size, what a rank will hold in memory."""
     done = work(rows, run.config, run.world.size)
-    total = memory(run, done)[0].total
-    return f"train: {_steps(run.config, done)}; {shown(total)} of memory forecast for a rank"
+    line = f"train: {_steps(run.config, done)}"
+    if parameters < LEAST:
+        return line
+    try:
+        return f"{line}; {shown(memory(run, done)[0].total)} of memory forecast"
+    except Exception as error:  # nothing that is only said shall end a run
+        log.debug("no forecast: %s", error)
+        return line
 
 
 def _device(config: Config) -> str:

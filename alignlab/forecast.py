@@ -1,14 +1,14 @@
 """What a training step holds in memory, before there are weights: the step itself, done with tensors that have no contents.
 
-Scorer, loss, backward pass and optimizer run as in training, on tensors that know shape and dtype alone (PyTorch's fake tensors),
-and every allocation is written down. So nothing here knows an architecture, a method, LoRA or recomputation.
+Scorer, backward pass and optimizer run as in training, on tensors that know shape and dtype alone (PyTorch's fake tensors),
+and every allocation is written down. So nothing here knows an architecture, LoRA or recomputation.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_iter
 from alignlab.config import Hardware, Train
 from alignlab.engine.batch import collate
 from alignlab.engine.scorer import Scorer
-from alignlab.protocols import Method, Row
+from alignlab.protocols import Row
 from alignlab.train.optim import adamw
 
 RUNTIME = {"cpu": 640 * 2**20, "cuda": 0}
@@ -145,7 +145,6 @@ def quantised(model: nn.Module) -> set[int]:
 
 def forecast(
     model: nn.Module,
-    method: Method,
     rows: Sequence[Row],
     train: Train,
     hardware: Hardware,
@@ -159,7 +158,6 @@ def forecast(
 
     Args:
         model: what is trained, on the device ``meta``; it is spent.
-        method: gives the loss.
         rows: of the largest micro-batch.
         train: precision and optimizer.
         hardware: capacity for logits, backend, sharding.
@@ -191,7 +189,7 @@ def forecast(
                 precision.enter_context(torch.autocast("cpu", torch.bfloat16 if train.precision == "bf16" else torch.float16))
             batch = collate(rows)
             logp = scorer(batch)
-        method.loss(logp, batch).total.backward()
+        logp.sum().backward()  # a loss has a number for each edge, which is nothing beside the rest
         gradients |= {books.take(p.grad) for p in learning if p.grad is not None}
         states = {books.take(value) for state in optimizer.state.values() for value in state.values()}
     held, vocabulary = books.fullest(), scorer.config.vocab_size
@@ -226,8 +224,3 @@ def _sharded(whole: Memory, model: nn.Module, ranks: int, *, offload: bool) -> M
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def largest(micros: Iterable[Sequence[Row]]) -> Sequence[Row]:
-    """Of micro-batches, the one with most nodes."""
-    return max(micros, key=lambda rows: sum(len(row.tokens) for row in rows))

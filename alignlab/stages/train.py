@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 def train(run: Run) -> list[str]:
     """Train, and write ``adapter/`` (LoRA) or ``model/`` (everything), ``metrics.jsonl`` and ``checkpoints/``."""
+    from alignlab.costs import header
+
     config = run.config
     written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
     count = processes(config.hardware, run.world)
@@ -52,6 +54,8 @@ def train(run: Run) -> list[str]:
         f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"{scorer.backend} attention"
     )
+    if run.world.main:
+        run.say(header(run, rows, total))
     held = run.path("rows", "validation.arrow")
     validation = RowStore(held) if held.exists() else None
     with _Reporter(run) as reporter:
