@@ -198,6 +198,11 @@ def run_composed(
             node.run_dir = str(Path("runs") / run_name(choices, overrides, node.seed))
         config.data.digest()  # a data path that is wrong shall not leave a folder behind
         folder = Path(str(node.run_dir))
+        if config.plan:
+            from alignlab.costs import plan
+
+            outside.share(None)  # nothing is left to do for other ranks
+            return plan(folder, config, choices, outside)
         lock = open_folder(folder, config, overwrite=config.overwrite)
     except BaseException as error:
         if outside.size > 1:
@@ -221,6 +226,8 @@ def _follow(outside: World) -> int:
     from alignlab.pipeline import Run, execute
 
     folder = outside.share()
+    if folder is None:  # a plan
+        return OK
     if isinstance(folder, UserError):
         return folder.status
     try:

@@ -268,6 +268,7 @@ PROTOCOLS: Mapping[str, tuple[str, ...]] = {
         "digest",
         "notes",
         "make",
+        "unmade",
     ),
     "method": (
         "accepts",

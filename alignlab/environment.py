@@ -33,6 +33,9 @@ PACKAGES = (
     "pyarrow",
 )
 
+BLOCK = 4 * 2**20
+"""bytes from which on memory is had from the system for each block; see :func:`return_blocks`"""
+
 
 def write_environment(run: Run, choices: Mapping[str, str], overrides: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Write ``environment.json``; once a model is trained, what it was trained on stays written there.
@@ -85,6 +88,18 @@ def peak_memory() -> dict[str, int]:
     if torch is not None and torch.cuda.is_initialized():
         found["gpu"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) // 2**20
     return found
+
+
+def return_blocks() -> None:
+    """Have the C library give memory blocks of 4 MiB and more back to the system as they are freed, where it is glibc.
+
+    Else it comes to keep blocks of up to 32 MiB, in which holes are left between what lives longer: training a GPT-2 took a fifth
+    more memory, at the same speed. Smaller blocks stay as they are: to have the system make pages for each costs time.
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-3, BLOCK)  # M_MMAP_THRESHOLD
 
 
 def _without_secrets(text: str) -> str:

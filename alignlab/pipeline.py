@@ -110,7 +110,7 @@ class Run:
         """Tokenizer and chat template of the model."""
         from alignlab.models.load import load_text
 
-        return load_text(self.config.model, self.config.method.new_tokens())
+        return load_text(self.config.model, self.config.method.new_tokens(), weights=not self.config.plan)
 
     @cached_property
     def device(self) -> str:

@@ -247,6 +247,9 @@ class Source(Protocol):
     def reject(self, record: Record, error: UserError) -> None:
         """Note that a record cannot be used and go on, or raise ``error`` where the source lets none (more) through."""
 
+    def unmade(self) -> Sequence[str]:
+        """Go on without what :meth:`make` would make, as a plan does; lines that say what lacks."""
+
     def prompts(self) -> Sequence[Prompt]:
         """A prompt for each test record."""
 
@@ -272,6 +275,10 @@ class QuietSource:
 
     def make(self, workshop: Workshop) -> Sequence[str]:
         """Nothing is made."""
+        return ()
+
+    def unmade(self) -> Sequence[str]:
+        """Nothing lacks."""
         return ()
 
     def notes(self) -> Sequence[str]:

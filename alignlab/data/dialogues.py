@@ -118,6 +118,15 @@ class Dialogues(RowSource):
         vars(self).pop("_drawn", None)
         return list(SAMPLED.values())
 
+    def unmade(self) -> Sequence[str]:
+        """Let the queries with their own answers, where they must have some, stand in for the self-samples, else nothing."""
+        if self._diverse != "samples":
+            return ()
+        asked = sum(1 for _ in self._trainable("queries")) * self.self_sampling.samples
+        self._found["samples"] = self._files("queries") if self.self_sampling.one_shot else []
+        counted = "the queries' own answers stand in for them" if self.self_sampling.one_shot else "nothing diverse is counted"
+        return [f"{asked} answers of at most {self.self_sampling.max_new_tokens} tokens are not asked of the model; {counted}"]
+
     def training(self) -> Iterator[Dialogue]:
         """Downstream dialogues without the validation share, then diverse ones.
 

@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 TINY = "alignlab:models/tiny"
 
 
-def _locate(path: str, revision: str | None, where: str) -> str:
-    """A local folder that holds ``path``, fetched from the hub where needed.
+def _locate(path: str, revision: str | None, where: str, *, weights: bool = True) -> str:
+    """A local folder that holds ``path``, fetched from the hub where needed: with ``weights``, or all but these.
 
     Raises:
         UserError: it looks like a folder and is none.
@@ -52,23 +52,26 @@ def _locate(path: str, revision: str | None, where: str) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return snapshot_download(path, revision=revision, allow_patterns=_WANTED, local_files_only=True)
+        found = snapshot_download(path, revision=revision, allow_patterns=_WANTED, local_files_only=True)
     except LocalEntryNotFoundError:
-        return _fetch(path, revision, where)
+        return _fetch(path, revision, where, weights)
     except ValueError as error:
         raise UserError(f"{where}: {path} is neither a folder nor a name on the hub: {_problem(error)}") from None
+    # what was fetched for a plan alone has no weights yet
+    return found if not weights or any(Path(found).glob("*.safetensors")) else _fetch(path, revision, where)
 
 
-_WANTED = ["*.py", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_WANTED = ["*.safetensors", "*.py", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+"""files of a model; those of weights stand first"""
 
 
-def _fetch(name: str, revision: str | None, where: str) -> str:
+def _fetch(name: str, revision: str | None, where: str, weights: bool = True) -> str:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         HfApi().model_info(name, revision=revision, timeout=4)  # so that no network is known soon
-        return snapshot_download(name, revision=revision, allow_patterns=_WANTED)
+        return snapshot_download(name, revision=revision, allow_patterns=_WANTED[not weights :])
     except GatedRepoError:
         problem = f"{name} is gated.\nAccept its licence on https://huggingface.co/{name}, then run 'hf auth login'"
     except RepositoryNotFoundError:
@@ -84,20 +87,20 @@ def _fetch(name: str, revision: str | None, where: str) -> str:
     raise MissingError(f"{where}: {problem}.")
 
 
-def _model_folder(model: Model) -> str:
-    """The local folder of ``model.path``, which has an architecture and weights.
+def _model_folder(model: Model, *, weights: bool = True) -> str:
+    """The local folder of ``model.path``, which has an architecture and, unless they are not asked for, weights.
 
     Raises:
         UserError: it has not.
         MissingError: it cannot be fetched.
     """
-    folder = Path(_locate(model.path, model.revision, "model.path"))
+    folder = Path(_locate(model.path, model.revision, "model.path", weights=weights))
     if not (folder / "config.json").is_file():
         hint = "Give a folder in Hugging Face layout."
         if (folder / "adapter_config.json").is_file():
             hint = "It is an adapter: give it as model.adapter, and its base as model.path."
         raise UserError(f"model.path: {folder} holds no model (config.json). {hint}")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise UserError(f"model.path: {folder} has no *.safetensors; weights are loaded from that format only.")
     return str(folder)
 
@@ -117,7 +120,7 @@ def load_tokenizer(model: Model, tokens: Sequence[NewToken] = ()) -> Any:
 
     where = "model.tokenizer" if model.tokenizer else "model.path"
     try:
-        folder = _locate(model.tokenizer or model.path, None if model.tokenizer else model.revision, where)
+        folder = _locate(model.tokenizer or model.path, None if model.tokenizer else model.revision, where, weights=False)
     except MissingError:
         if model.weights != "random":
             raise
@@ -152,8 +155,8 @@ def _name(model: Model) -> str:
     return model.tokenizer or model.path
 
 
-def load_config(model: Model) -> Any:
-    """The architecture, without weights.
+def load_config(model: Model, *, weights: bool = True) -> Any:
+    """The architecture, without weights; these must be at hand, too, unless ``weights`` is False.
 
     Raises:
         UserError: there is none that can be read.
@@ -161,7 +164,9 @@ def load_config(model: Model) -> Any:
     """
     if model.quantization and find_spec("bitsandbytes") is None:
         raise MissingError("model.quantization: it needs the package bitsandbytes.\nInstall it: pip install 'alignlab[quant]'.")
-    folder = "" if model.weights == "random" else _model_folder(model)  # before transformers, which takes seconds to import
+    folder = (
+        "" if model.weights == "random" else _model_folder(model, weights=weights)
+    )  # before transformers, which takes seconds to import
     from transformers import AutoConfig
 
     if model.weights == "random":
@@ -177,15 +182,15 @@ def load_config(model: Model) -> Any:
         raise UserError(f"model.path: {folder} holds no model that can be read: {_problem(error)}") from None
 
 
-def load_text(model: Model, tokens: Sequence[NewToken] = ()) -> TextCodec:
-    """Tokenizer with new tokens, stop tokens and context length, without weights.
+def load_text(model: Model, tokens: Sequence[NewToken] = (), *, weights: bool = True) -> TextCodec:
+    """Tokenizer with new tokens, stop tokens and context length, without weights; for those see :func:`load_config`.
 
     Generation stops at the tokens that the model's files name, and at the one with which its chat template ends a turn.
 
     Raises:
         UserError: tokenizer, template, model and new tokens do not fit together.
     """
-    config = load_config(model)
+    config = load_config(model, weights=weights)
     tokenizer = load_tokenizer(model)
     lead, end = turn(tokenizer, model.answer_lead)
     stop = {tokenizer.eos_token_id, *_ids(config.eos_token_id), end}
@@ -195,7 +200,11 @@ def load_text(model: Model, tokens: Sequence[NewToken] = ()) -> TextCodec:
         from transformers import GenerationConfig
 
         try:
-            stop |= {*_ids(GenerationConfig.from_pretrained(_locate(model.path, model.revision, "model.path")).eos_token_id)}
+            stop |= {
+                *_ids(
+                    GenerationConfig.from_pretrained(_locate(model.path, model.revision, "model.path", weights=False)).eos_token_id
+                )
+            }
         except OSError:
             log.debug("%s has no generation config", model.path)
     text = config.get_text_config()
@@ -215,6 +224,8 @@ def _ids(value: int | list[int] | None) -> list[int]:
 def load_model(model: Model, device: torch.device | str, seed: int, tokens: Sequence[NewToken] = ()) -> Any:
     """The model on a device, in evaluation mode: with rows for new tokens, and with ``model.adapter``.
 
+    On the device ``meta`` it has shapes and no contents: no weights are read, and what is quantised has the shapes of what it was.
+
     Raises:
         UserError: the folder holds no model that can be read, or one that the new tokens or the adapter do not fit.
         MissingError: weights are neither cached nor reachable.
@@ -224,13 +235,14 @@ def load_model(model: Model, device: torch.device | str, seed: int, tokens: Sequ
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "trust_remote_code": model.trust_remote_code}
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
-    if model.weights == "random":
+    if model.weights == "random" or str(device) == "meta":
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(derive(seed, "weights"))
             try:
-                made = AutoModelForCausalLM.from_config(load_config(model), **options)
+                made = AutoModelForCausalLM.from_config(load_config(model, weights=False), **options)
             except ValueError as error:
-                raise UserError(f"model.architecture: {_problem(error)}") from None
+                where = "model.architecture" if model.weights == "random" else "model.path"
+                raise UserError(f"{where}: {_problem(error)}") from None
     elif model.quantization:
         made = _pretrained(_model_folder(model), options | _quantized(model, device))
         for module in made.modules():  # a path of 4-bit layers on some CPUs through which no gradient flows

@@ -105,6 +105,8 @@ def add_rows(model: Any, tokenizer: Any, tokens: Sequence[NewToken], seed: int, 
         cuda = [model.device.index or 0] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             model.resize_token_embeddings(rows, mean_resizing=False)
+    if model.device.type == "meta":
+        return
     draws = [torch.Generator().manual_seed(derive(seed, "new token", token.text)) for _, token, _ in new]
     width = getattr(config, "initializer_range", getattr(config, "init_std", 0.02))
     for matrix in matrices(model):

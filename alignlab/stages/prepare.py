@@ -22,7 +22,7 @@ from alignlab.trees import chunks
 def prepare(run: Run) -> list[str]:
     """Write ``records.jsonl``, ``rows/*.arrow`` and a summary of them."""
     config, text = run.config, run.text
-    made = config.data.make(run.workshop())
+    made = () if config.plan else config.data.make(run.workshop())
     tried = (config.data.training(), config.data.validation_records()) if config.data.lenient else ()
     tested = {record.name: record for record in config.data.testing()}
     wrong = set()
@@ -79,7 +79,13 @@ def prepare(run: Run) -> list[str]:
 
 
 def with_reference(run: Run, rows: Iterable[Row], split: str) -> Iterator[Row]:
-    """The rows of a split with the log-probability of each edge under the untrained model, as a column ``reference``."""
+    """The rows of a split with the log-probability of each edge under the untrained model, as a column ``reference``.
+
+    Of a plan they are 0.
+    """
+    if run.config.plan:
+        yield from (replace(row, columns={**row.columns, "reference": np.zeros(len(row.source))}) for row in rows)
+        return
     from alignlab.engine.scorer import Scorer, edge_logprobs_of
 
     hardware = run.config.hardware

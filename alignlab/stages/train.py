@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from alignlab.config import Hardware
 from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
+from alignlab.environment import return_blocks
 from alignlab.errors import MissingError, UserError, refused, system_error
 from alignlab.launch import processes, state_options, train_on_ranks
 from alignlab.models.load import adapted, add_lora, load_model
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 def train(run: Run) -> list[str]:
     """Train, and write ``adapter/`` (LoRA) or ``model/`` (everything), ``metrics.jsonl`` and ``checkpoints/``."""
+    from alignlab.costs import header
+
     config = run.config
     written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
     count = processes(config.hardware, run.world)
@@ -41,15 +44,9 @@ def train(run: Run) -> list[str]:
         _on_ranks(run, count)
         return written
     rows = RowStore(run.path("rows", "train.arrow"))
-    if not len(rows):
-        raise UserError(
-            "data: there is nothing to train on: no prompt with targets, no row that is not held out (split test).\n"
-            "Give data.path others, or leave train out of stages."
-        )
-    if config.train.best == "validation_loss" and not run.path("rows", "validation.arrow").exists():
-        raise UserError("train.best: validation_loss is never measured without data.validation; give it a share or a path.")
-    if rows.mass.sum() <= 0:
-        raise UserError("data: no row has any mass, so there is nothing to learn.")
+    refuse(run, rows)
+    if run.device == "cpu":
+        return_blocks()
     accelerator = _accelerator(run)
     sharded = accelerator.is_fsdp2
     model = trainable_model(run, "cpu" if sharded else str(accelerator.device))
@@ -60,6 +57,8 @@ def train(run: Run) -> list[str]:
         f"train: {learning:,} of {total:,} parameters, {accelerator.num_processes} process(es) on {accelerator.device.type}"
         f"{', sharded' if sharded else ''}, {scorer.backend} attention"
     )
+    if run.world.main:
+        run.say(header(run, rows, total))
     held = run.path("rows", "validation.arrow")
     validation = RowStore(held) if held.exists() else None
     with _Reporter(run) as reporter:
@@ -102,6 +101,20 @@ def _on_ranks(run: Run, count: int) -> None:
             if now == fits:
                 raise
         run.say(f"train: micro-batches of {fits} tokens do not fit in memory; the ranks start again with {now}")
+
+
+def refuse(run: Run, rows: RowStore) -> None:
+    """Raise UserError where there is nothing to train on, or to choose the best weights by."""
+    config = run.config
+    if not len(rows):
+        raise UserError(
+            "data: there is nothing to train on: no prompt with targets, no row that is not held out (split test).\n"
+            "Give data.path others, or leave train out of stages."
+        )
+    if config.train.best == "validation_loss" and not run.path("rows", "validation.arrow").exists():
+        raise UserError("train.best: validation_loss is never measured without data.validation; give it a share or a path.")
+    if rows.mass.sum() <= 0:
+        raise UserError("data: no row has any mass, so there is nothing to learn.")
 
 
 def _refusal(run: Run, error: Exception) -> UserError:

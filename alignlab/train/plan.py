@@ -88,15 +88,18 @@ class Plan:
             micros.append(Micro(tuple(rows[r] for r in bins[i] or bins[0]), bool(bins[i])))
         return micros
 
+    def looked_at(self, start: int = 0) -> list[int]:
+        """Numbers of steps from ``start`` on, all of them or :data:`STEPS`, evenly spaced."""
+        return np.unique(np.linspace(start, self.steps - 1, min(STEPS, self.steps - start)).astype(int)).tolist()
+
+    def loads(self, index: int, capacity: int, world: int) -> list[int]:
+        """Nodes of each micro-batch of a step, on all ranks, before rows are varied or split."""
+        length = self._rows.length[list(self.step(index).rows)]
+        return [int(length[members].sum()) for members in deal(length.tolist(), capacity, world)]
+
     def worst(self, method: Method, *, capacity: int, world: int = 1, start: int = 0) -> Micro:
         """The micro-batch with the most nodes of any rank, in the steps from ``start`` on; of very many, in some of them."""
-        steps = np.unique(np.linspace(start, self.steps - 1, min(STEPS, self.steps - start)).astype(int))
-
-        def most(index: int) -> int:
-            length = self._rows.length[list(self.step(index).rows)]
-            return max(int(length[members].sum()) for members in deal(length.tolist(), capacity, world) if members)
-
-        step = self.step(max(map(int, steps), key=most))
+        step = self.step(max(self.looked_at(start), key=lambda index: max(self.loads(index, capacity, world))))
         every = (m for rank in range(world) for m in self.micros(step, method, capacity=capacity, rank=rank, world=world))
         return max(every, key=lambda micro: sum(len(row.tokens) for row in micro.rows))
 
