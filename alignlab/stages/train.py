@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
 from alignlab.errors import MissingError, UserError, refused, system_error
-from alignlab.launch import processes, state_options, train_on_ranks
+from alignlab.launch import starts_ranks, state_options, train_on_ranks
 from alignlab.models.load import adapted, add_lora, load_model
 from alignlab.models.new_tokens import keep_matrices, ways
 from alignlab.paths import resolve
@@ -34,9 +34,8 @@ def train(run: Run) -> list[str]:
     """Train, and write ``adapter/`` (LoRA) or ``model/`` (everything), ``metrics.jsonl`` and ``checkpoints/``."""
     config = run.config
     written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
-    count = processes(config.hardware, run.world)
-    if count > run.world.size:
-        train_on_ranks(run.folder, count, cpu=run.device == "cpu")
+    if starts_ranks(config.hardware, run.world):
+        train_on_ranks(run.folder, config.hardware, run.device == "cpu", run.stop, run.machines)
         return written
     rows = RowStore(run.path("rows", "train.arrow"))
     if not len(rows):
