@@ -192,17 +192,19 @@ def train_on_ranks(folder: Path, hardware: Hardware, cpu: bool, stop: Stop, mach
     agent = Agent(spec, folder, stop, more, attempt)
     with stop.deferred():
         result = agent.run()
-    if not result.is_failed():
-        return
-    failure = agent.failure(list(result.failures))
-    if machines is not None:
-        failure = machines.cause(failure)
+        if not result.is_failed():
+            return
+        failure = agent.failure(list(result.failures))
+        if machines is not None:
+            failure = machines.cause(failure)
+        if failure.status in STATUS.values() and not stop.signal:  # it came to a rank, or to another machine; not again
+            stop.signal = next(number for number, status in STATUS.items() if status == failure.status)
     kept = Checkpoints(folder / "checkpoints", 1).steps()
     saved = f"step {kept[-1]} is saved in {folder / 'checkpoints'}" if kept else "no step was saved yet"
     if failure.status in STATUS.values():
         raise StoppedError(failure.message, failure.status)
     if failure.log:
-        log.error("%s", failure.log)
+        log.info("%s", failure.log)
     if failure.status != LostError.status:
         raise {MissingError.status: MissingError}.get(failure.status, UserError)(failure.message)
     raise LostError(f"{failure.message}\nAll ranks have ended; {saved}. The same command continues from there.")

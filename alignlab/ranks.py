@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticAgent, WorkerGroup, WorkerSpec, WorkerState
@@ -47,11 +47,11 @@ class Rank:
         self.number = number
         shown = number == 0 and sys.stderr.isatty()  # a bar needs the terminal itself
         command = [sys.executable, "-c", START, str(folder), json.dumps(sys.path)]
-        self.process = subprocess.Popen(
+        self.process = Popen(
             command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if shown else subprocess.PIPE,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=None if shown else PIPE,
             env=dict(environment),
             text=True,
             errors="replace",
