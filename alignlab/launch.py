@@ -234,3 +234,31 @@ def missing_ranks(world: World, seconds: float = 3.0) -> list[int]:
     except (RuntimeError, ValueError):
         return [0] if world.rank else []  # which keeps the store, where no launcher does
     return sorted(others)
+
+
+@contextmanager
+def naming_lost_ranks(stage: str, world: World, stop: Stop) -> Iterator[None]:
+    """Where ranks that a launcher started can no longer reach one of them: say which, once.
+
+    Raises:
+        LostError: this is so; without words on all ranks but the first of those that are left.
+    """
+    try:
+        yield
+    except Exception as error:
+        if world.size > 1 and not isinstance(error, UserError) and cut_off(error):
+            raise _lost(error, stage, world, stop) from error
+        raise
+
+
+def _lost(error: Exception, stage: str, world: World, stop: Stop) -> LostError:
+    with stop.deferred():  # the launcher, too, notices, and ends us soon
+        gone = missing_ranks(world)
+    if world.rank != min({*range(world.size)} - {*gone}):
+        return LostError("")
+    who = f"rank {', '.join(map(str, gone))} of {world.size} is gone" if gone else "a rank could not be reached"
+    log.info("%s", error)
+    return LostError(
+        f"{stage}: {who}. What it said last, and how it ended, stands above or in what the launcher says.\n"
+        "If it was killed by signal 9, memory may have run out. The same command continues from the last checkpoint."
+    )

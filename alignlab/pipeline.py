@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,9 +21,9 @@ from yaml import YAMLError
 from alignlab.build import resolved
 from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
-from alignlab.errors import LostError, MissingError, StoppedError, UserError, refused, system_error
+from alignlab.errors import MissingError, StoppedError, UserError, refused, system_error
 from alignlab.journal import SUFFIX
-from alignlab.launch import World, cut_off, missing_ranks, processes
+from alignlab.launch import World, naming_lost_ranks, processes
 from alignlab.lock import FILE as LOCK
 from alignlab.lock import FolderLock
 from alignlab.paths import content, fingerprint
@@ -33,9 +33,6 @@ from alignlab.signals import Stop
 from alignlab.text import TextCodec
 from alignlab.trackers import Guarded
 from alignlab.workshop import Workshop
-
-if TYPE_CHECKING:
-    from alignlab.machines import Machines
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +94,7 @@ class Run:
     config: Config
     stop: Stop
     world: World
-    machines: Machines | None = None
+    machines: Any = None
     """others that this one meets and leads"""
 
     def path(self, *parts: str) -> Path:
@@ -255,11 +252,8 @@ def execute(run: Run) -> None:
     failed = True
     try:
         for stage in run.config.stages:
-            try:
+            with naming_lost_ranks(stage, run.world, run.stop):
                 (_run_stage if run.world.size == 1 or stage == "train" else _run_on_main)(run, stage)
-            except Exception as error:
-                _explain_lost_rank(error, stage, run)
-                raise
             if run.stop.signal:
                 raise run.stop.error("what was finished is kept")
         failed = False
@@ -312,26 +306,6 @@ def _run_stage(run: Run, stage: str) -> None:
         write_json(marker, left)
         _clear(run, files)
         log.info("%s took %.1f s", stage, seconds)
-
-
-def _explain_lost_rank(error: Exception, stage: str, run: Run) -> None:
-    """Where ranks that a launcher started can no longer reach one of them: say which, once.
-
-    Raises:
-        LostError: this is so; without words on all ranks but the first of those that are left.
-    """
-    if run.world.size == 1 or isinstance(error, UserError) or not cut_off(error):
-        return
-    with run.stop.deferred():  # the launcher, too, notices, and ends us soon
-        gone = missing_ranks(run.world)
-    if run.world.rank != min({*range(run.world.size)} - {*gone}):
-        raise LostError("") from error
-    who = f"rank {', '.join(map(str, gone))} of {run.world.size} is gone" if gone else "a rank could not be reached"
-    log.error("%s", error)
-    raise LostError(
-        f"{stage}: {who}. What it said last, and how it ended, stands above or in what the launcher says.\n"
-        "If it was killed by signal 9, memory may have run out. The same command continues from the last checkpoint."
-    ) from error
 
 
 def _clear(run: Run, files: Sequence[str]) -> None:
