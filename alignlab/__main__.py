@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from alignlab import slurm
 from alignlab.compose import CONF, help_text, refuse, run_name, translate, without_hydra
-from alignlab.errors import FAULT, OK, MissingError, StoppedError, UserError, refused, system_error
-from alignlab.launch import World, world
+from alignlab.errors import FAULT, OK, LostError, StoppedError, UserError, memory_error, refused, system_error
+from alignlab.launch import World, leading, met, world
 from alignlab.signals import Stop
 from alignlab.trackers import leave
 
@@ -37,7 +38,7 @@ def main() -> None:
 def command(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit status."""
     _quiet_libraries()
-    outside = world()
+    outside = world(arguments)
     try:
         asked = {"--help", "-h", "--version", "--cfg", "-c", "--info", "-i", "--hydra-help"} & set(arguments)
         other = next((name for name in OTHERS if any(argument.startswith(f"{name}=") for argument in arguments)), None)
@@ -67,12 +68,9 @@ def command(arguments: Sequence[str]) -> int:
         if system is not None:
             refusal = refused("system", system, Path.cwd())
             return _say(refusal, refusal.status, arguments)
-        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if memory:
-            where = "Lower hardware.tokens_per_micro or sampler.rows, or set hardware.gradient_checkpointing=true."
-            return _say(
-                f"out of memory: {str(error).splitlines()[0] if str(error) else ''}\n{where}", MissingError.status, arguments
-            )
+        memory = memory_error(error)
+        if memory is not None:
+            return _say(memory, memory.status, arguments)
         traceback.print_exc()
         return _say(f"a fault of alignlab itself: {type(error).__name__}: {error}", FAULT, arguments)
 
@@ -192,6 +190,7 @@ def run_composed(
     from alignlab.pipeline import Run, execute, open_folder
     from alignlab.provenance import write_provenance
 
+    machines = None
     try:
         config = check(node)
         if node.run_dir is None:
@@ -203,14 +202,25 @@ def run_composed(
 
             outside.share(None)  # nothing is left to do for other ranks
             return plan(folder, config, choices, outside)
+        if config.hardware.slurm is not None:
+            return slurm.submit(config, folder, overrides, outside)
+        machines = met(config.hardware, outside)
+        if machines is not None:
+            machines.meet(config)
+            if not machines.leads:
+                machines.follow(folder, config)
+                machines.end(None)
+                return Run(folder, config, Stop(), outside, machines)
         lock = open_folder(folder, config, overwrite=config.overwrite)
     except BaseException as error:
         if outside.size > 1:
             outside.share(error if isinstance(error, UserError) else UserError(str(error)))
+        if machines is not None:
+            machines.end(error)
         raise
     outside.share(str(folder))
-    with lock, log_file(folder), Stop(several=outside.size > 1) as stop:
-        run = Run(folder, config, stop, outside)
+    with lock, log_file(folder), Stop(several=outside.size > 1) as stop, leading(machines, folder, stop):
+        run = Run(folder, config, stop, outside, machines)
         command = write_environment(run, choices, overrides, arguments)
         write_provenance(folder, node, sources(), command)
         execute(run)
@@ -234,6 +244,8 @@ def _follow(outside: World) -> int:
         with FolderLock(Path(folder), rank=True), Stop(several=True) as stop:
             execute(Run(Path(folder), check(OmegaConf.load(Path(folder) / "config.yaml")), stop, outside))  # type: ignore[arg-type]
     except (UserError, StoppedError) as error:
+        if isinstance(error, LostError) and str(error):  # rank 0 may be the one that is gone
+            print(f"alignlab: {error}", file=sys.stderr)
         return error.status
     return OK
 

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config import all_keys
-from alignlab.errors import UserError, did_you_mean
+from alignlab.errors import MissingError, UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -102,11 +102,17 @@ def _no_option(group: str, option: str) -> UserError:
     return UserError(f"{group}={option}: no such option.{did_you_mean(option, options)}{listed}")
 
 
+_LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "joblib": "joblib"}
+"""launchers of sweeps that Hydra finds where they are installed, and our extra that brings each"""
+
+
 def translate(error: Exception, overrides: Sequence[str]) -> UserError:
     """What Hydra refused, where, and the nearest thing that exists."""
     missing = getattr(error, "missing_cfg_file", None)
     if missing:
         group, _, option = str(missing).rpartition("/")
+        if option in _LAUNCHERS:
+            return MissingError(f"{group}={option}: this launcher is not installed. pip install 'alignlab[{_LAUNCHERS[option]}]'")
         return _no_option(group, option) if group else UserError(f"--config-name: there is no {option}.yaml; leave it out.")
     text = " ".join(str(error).split())
     comma = re.match(r"Ambiguous value for argument '(.*?)' 1\.", text)

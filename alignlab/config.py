@@ -162,6 +162,7 @@ class Hardware:
     offload: bool
     nodes: int
     rendezvous: str | None
+    wait_minutes: float
     slurm: Slurm | None
     backend: str
 
@@ -171,6 +172,7 @@ class Hardware:
         if self.offload and self.sharding == "none":
             raise ValueError("offload: is of sharded training; give hardware.sharding=fsdp too")
         one_of("backend", self.backend, ("auto", "segments", "masked", "padded"))
+        at_least("wait_minutes", self.wait_minutes, 0)
         for name in ("processes", "nodes", "tokens_per_micro", "logits_mib"):
             at_least(name, getattr(self, name), 1)
 

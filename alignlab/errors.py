@@ -26,6 +26,12 @@ class MissingError(UserError):
     status = MISSING
 
 
+class LostError(UserError):
+    """A rank or a machine of the run is gone (exit status 1). What was saved is kept."""
+
+    status = FAULT
+
+
 class StoppedError(KeyboardInterrupt):
     """A signal ended the run after everything was saved (exit status 128 + signal; 143 for SIGUSR1).
 
@@ -49,6 +55,18 @@ _ADVICE = {
     errno.EROFS: "Make it writable, or choose another folder: run_dir=FOLDER.",
     errno.EACCES: "See to its permissions, or choose another folder: run_dir=FOLDER.",
 }
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
+
+
+def memory_error(error: BaseException) -> MissingError | None:
+    """What to tell the person where the memory of the machine or of the GPU has run out; None where another thing happened."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not named and not (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return None
+    where = "Lower hardware.tokens_per_micro or sampler.rows, or set hardware.gradient_checkpointing=true."
+    return MissingError(f"out of memory: {next(iter(str(error).splitlines()), '')}\n{where}")
 
 
 def system_error(error: BaseException) -> OSError | None:

@@ -23,7 +23,7 @@ from alignlab.config import Config, digest
 from alignlab.environment import peak_memory
 from alignlab.errors import MissingError, StoppedError, UserError, refused, system_error
 from alignlab.journal import SUFFIX
-from alignlab.launch import World, processes
+from alignlab.launch import World, naming_lost_ranks, processes
 from alignlab.lock import FILE as LOCK
 from alignlab.lock import FolderLock
 from alignlab.paths import content, fingerprint
@@ -94,6 +94,8 @@ class Run:
     config: Config
     stop: Stop
     world: World
+    machines: Any = None
+    """others that this one meets and leads"""
 
     def path(self, *parts: str) -> Path:
         """A path inside the run folder."""
@@ -250,10 +252,8 @@ def execute(run: Run) -> None:
     failed = True
     try:
         for stage in run.config.stages:
-            if run.world.size == 1 or stage == "train":
-                _run_stage(run, stage)
-            else:
-                _run_on_main(run, stage)
+            with naming_lost_ranks(stage, run.world, run.stop):
+                (_run_stage if run.world.size == 1 or stage == "train" else _run_on_main)(run, stage)
             if run.stop.signal:
                 raise run.stop.error("what was finished is kept")
         failed = False

@@ -15,7 +15,8 @@ from alignlab.errors import StoppedError, UserError
 FAILED = 1000
 """a number above that of any signal: a rank cannot go on"""
 
-_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+STATUS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+"""the exit status that each signal leads to"""
 
 
 class Stop:
@@ -36,7 +37,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _STATUS}
+            self._before = {number: signal.signal(number, self._handle) for number in STATUS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,7 +48,7 @@ class Stop:
         if self.signal:
             if self._several:
                 return
-            os._exit(_STATUS[signal.Signals(number)])
+            os._exit(STATUS[number])
         self.signal = number
         if not self._deferred:
             raise self.error("what was finished is kept")
@@ -69,4 +70,4 @@ class Stop:
     def error(self, saved: str, number: int = 0) -> StoppedError:
         """The exception that ends the run."""
         which = signal.Signals(number or self.signal)
-        return StoppedError(f"stopped by {which.name}: {saved}. The same command continues from there.", _STATUS[which])
+        return StoppedError(f"stopped by {which.name}: {saved}. The same command continues from there.", STATUS[which])

@@ -91,3 +91,37 @@ def ranks(arguments: Sequence[str], said: Path, first: Callable[[], object]) -> 
         return lambda: (os.environ.update(environment), first())
 
     return [Forked(arguments, said.with_name(f"{said.name}-{rank}"), started(rank)) for rank in range(2)]
+
+
+class ForkedRank(subprocess.Popen[str]):
+    """Stands for ``subprocess.Popen`` where ranks are started: a fork that runs the same, and need not import it first."""
+
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        env, (reads, write, read, writes, hear, says) = others[5], others[9:15]  # as Popen itself passes them
+        self.pid = os.fork()
+        self._child_created = True
+        if self.pid:
+            for descriptor in (reads, writes, says):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            return
+        try:
+            for number, descriptor in enumerate((reads, writes, says)):
+                os.dup2(descriptor, number)
+            for descriptor in (write, read, hear):  # the parent's; no others, since objects that are copied here still close theirs
+                if descriptor >= 0:
+                    os.close(descriptor)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            os.environ.clear()
+            os.environ.update(env)
+            sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1)
+            sys.argv = ["-c", args[3]]
+            from accelerate import PartialState
+
+            from alignlab.worker import main
+
+            PartialState._reset_state()
+            main()
+        finally:
+            os._exit(99)

@@ -18,7 +18,7 @@ from alignlab.data.rows import RowStore
 from alignlab.engine.scorer import Scorer
 from alignlab.environment import return_blocks
 from alignlab.errors import MissingError, UserError, refused, system_error
-from alignlab.launch import processes, state_options, train_on_ranks
+from alignlab.launch import starts_ranks, state_options, train_on_ranks
 from alignlab.models.load import adapted, add_lora, load_model
 from alignlab.models.new_tokens import keep_matrices, ways
 from alignlab.paths import resolve
@@ -39,9 +39,8 @@ def train(run: Run) -> list[str]:
 
     config = run.config
     written = ["adapter" if config.train.lora else "model", "metrics.jsonl"]
-    count = processes(config.hardware, run.world)
-    if count > run.world.size:
-        _on_ranks(run, count)
+    if starts_ranks(config.hardware, run.world):
+        _on_ranks(run)
         return written
     rows = RowStore(run.path("rows", "train.arrow"))
     refuse(run, rows)
@@ -89,14 +88,15 @@ def train(run: Run) -> list[str]:
     return written
 
 
-def _on_ranks(run: Run, count: int) -> None:
+def _on_ranks(run: Run) -> None:
     """Train on ranks of this command's own; again, from the last checkpoint, where they found that memory holds less."""
-    folder, asked = run.path("checkpoints"), run.config.hardware.tokens_per_micro
+    hardware, folder = run.config.hardware, run.path("checkpoints")
+    asked = hardware.tokens_per_micro
     while True:
         fits = remembered(folder, asked)
         try:
-            return train_on_ranks(run.folder, count, cpu=run.device == "cpu")
-        except (RuntimeError, MissingError):
+            return train_on_ranks(run.folder, hardware, run.device == "cpu", run.stop, run.machines)
+        except (RuntimeError, UserError):
             now = remembered(folder, asked)
             if now == fits:
                 raise
