@@ -26,9 +26,9 @@ from alignlab.engine.scorer import Scorer
 from alignlab.protocols import Row
 from alignlab.train.optim import adamw
 
-RUNTIME = {"cpu": 640 * 2**20, "cuda": 0}
-"""bytes of a process beside its tensors. On a CPU: resident once everything is imported that a training imports (torch 2.13,
-transformers and peft; the column "before" of benchmarks/memory_forecast.py). On a GPU only what PyTorch allocates is counted."""
+RUNTIME = {"cpu": 500 * 2**20, "cuda": 0}
+"""bytes of a process beside its tensors. On a CPU: resident in training the embedded model, whose tensors are nearly nothing (torch
+2.13, transformers and peft). On a GPU only what PyTorch allocates is counted. See benchmarks/memory_forecast.py."""
 
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 1 / 4096}
 """bytes per weight of a quantised layer: of 4 bits, with an 8-bit scale for each 64 and an fp32 one for each 256 of these"""

@@ -5,7 +5,7 @@
 Each configuration is trained in a process of its own for some steps, on 48 made-up texts of 20 to 200 words, four a step.
 "Before" is what is resident once rows are made and everything is imported, "peak" the most that is resident from then to the
 end of training, with checkpoint and final weights (VmRSS and VmHWM of Linux, the latter set back in between). The forecast is
-that of ``plan=true``; its runtime is a constant for all (``alignlab.forecast.RUNTIME``). "Of tensors" compares without it: the
+that of ``plan=true``; its runtime is a constant (``alignlab.forecast.RUNTIME``). "Of tensors" compares without it: the
 forecast of tensors alone with peak less before. Models have random weights, and the embedded tokenizer stands in for theirs.
 """
 

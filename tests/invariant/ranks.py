@@ -30,13 +30,12 @@ def train(folders: Sequence[Path], count: int) -> None:
     Raises:
         RuntimeError: a rank fails, with what all of them said, or does not end.
     """
-    parent = os.getpid()
 
     def rank() -> None:
         for folder in folders:
-            failure = worker.train(str(folder), parent)
+            failure = worker.train(folder)
             if failure is not None:
-                raise RuntimeError(failure[1])
+                raise RuntimeError(f"{failure.message}\n{failure.lines}")
 
     # the parent keeps the store where ranks meet, as the launcher does: its port is free for sure
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

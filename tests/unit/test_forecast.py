@@ -27,7 +27,7 @@ from alignlab.train.optim import adamw
 SMALL = (
     "model=gpt2",
     "model.weights=random",
-    "model.architecture={model_type: gpt2, vocab_size: 8000, n_positions: 1024, n_embd: 512, n_layer: 4, n_head: 8}",
+    "model.architecture={model_type: gpt2, vocab_size: 8000, n_positions: 1024, n_embd: 256, n_layer: 2, n_head: 4}",
 )
 
 
@@ -56,7 +56,7 @@ def planned(folder: Path, *words: str, lengths: tuple[int, ...] = (60, 50, 40, 3
         (),
         ("train.lora=null",),
         ("train.lora=null", "model.dtype=bfloat16", "train.precision=bf16"),
-        ("method=conditioning", "train.lora={rank: 2, alpha: 4, dropout: 0.0, targets: all-linear}"),
+        ("method=conditioning", "data=toned"),
         ("method=delia", "model.dtype=bfloat16"),
     ],
 )
@@ -129,7 +129,7 @@ def test_advice_names_what_fits_and_nothing_else(tmp_path: Path):
 
 
 def test_ranks_share_or_copy(tmp_path: Path):
-    run, done = planned(tmp_path, *SMALL, "train.lora=null", lengths=(100,) * 8)
+    run, done = planned(tmp_path, *SMALL, "train.lora=null", lengths=(100,) * 4)
     config = run.config
 
     def of(ranks: int, **hardware: object) -> object:
@@ -168,9 +168,9 @@ def test_largest_micro_batch_is_the_largest_of_the_run(tmp_path: Path):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read as Linux tells it")
 def test_forecast_is_the_measured_peak(tmp_path: Path):
     """In a fork, which has imported everything: what becomes resident on top of it, within 15 %."""
-    sizes = "{model_type: gpt2, vocab_size: 8000, n_positions: 1024, n_embd: 768, n_layer: 3, n_head: 12}"
+    sizes = "{model_type: gpt2, vocab_size: 8000, n_positions: 1024, n_embd: 768, n_layer: 2, n_head: 12}"
     words = ("model=gpt2", "model.weights=random", f"model.architecture={sizes}", "train.lora=null", "train.max_steps=2")
-    run, done = planned(tmp_path, *words, lengths=(700, 650))
+    run, done = planned(tmp_path, *words, lengths=(400, 390))
     expected = memory(run, done)[0]
     reader, writer = os.pipe()
     if not os.fork():
