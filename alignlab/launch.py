@@ -101,7 +101,7 @@ def train_on_ranks(folder: Path, count: int, cpu: bool) -> None:
         StoppedError: a signal came.
         RuntimeError: a rank died.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -123,6 +123,7 @@ def train_on_ranks(folder: Path, count: int, cpu: bool) -> None:
         max_restarts=0,
         monitor_interval=0.2,
         start_method="spawn",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else a folder of its own stays in the system's temporary one
     )
     try:
         results = elastic_launch(config, worker.train)(str(folder), os.getpid())
