@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from disturbed import COMMON, losses, outcome
+from forked import Forked
+from torch.distributed.launcher import api
 
 import alignlab
 from alignlab.__main__ import command
@@ -114,6 +117,21 @@ def test_an_overwrite_that_was_cut_off_is_no_strangers_folder(tmp_path):
     (folder / "config.yaml").rename(folder / "config.yaml.tmp")
     assert alignlab.run([*COMMON, "stages=[prepare]", f"run_dir={folder}"]).config["train"]["epochs"] == 12
     assert json.loads((folder / "run.lock").read_text())["pid"] == os.getpid()
+
+
+def test_two_processes_leave_nothing_in_the_temporary_folder_of_the_system(whole, tmp_path):
+    configured, temporary = api.LaunchConfig, tmp_path / "tmp"
+    temporary.mkdir()
+
+    def first() -> None:
+        tempfile.tempdir = str(temporary)
+        api.LaunchConfig = lambda **words: configured(**words | {"start_method": "fork"})
+
+    command = [*COMMON, "stages=[prepare,train]", "train.epochs=1", "hardware=cpu2", f"run_dir={tmp_path / 'run'}"]
+    with Forked(command, tmp_path / "said", first) as process:
+        assert process.wait() == 0, process.words()
+    assert "2 process(es)" in (tmp_path / "run/log.txt").read_text()
+    assert not list(temporary.iterdir())
 
 
 DAMAGE = {
