@@ -114,6 +114,7 @@ def _hydra(arguments: list[str], outside: World) -> None:
     if outside.size > 1 and {"-m", "--multirun"} & set(arguments):
         raise UserError("a sweep starts its own processes: run it without torchrun or accelerate launch.")
 
+    parent = os.getpid()
     failures: list[Exception] = []
     jobs: list[tuple[list[str], Path, Any]] = []
     sweep = bool({"-m", "--multirun"} & set(arguments))
@@ -130,6 +131,8 @@ def _hydra(arguments: list[str], outside: World) -> None:
             jobs.append((overrides, run.folder, run.config.suite))
             return _objective(run)
         except Exception as error:  # out of Hydra's sight, which would print a line of its own
+            if os.getpid() != parent:  # a launcher's job, whose failure only Hydra brings back
+                raise
             failures.append(error)
             if sweep:
                 print(f"alignlab: {' '.join(chosen.overrides.task)}: {error}", file=sys.stderr)
