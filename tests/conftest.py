@@ -12,6 +12,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command does; read once, when transformers is imported
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

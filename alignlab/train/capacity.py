@@ -36,11 +36,13 @@ class Capacity:
 
     Attributes:
         nodes: the capacity.
+        size: nodes of the micro-batch that is computed.
     """
 
     def __init__(self, folder: Path, asked: int, shortest: int, ranks: int) -> None:
         self._file, self._asked, self._shortest, self._ranks = folder / FILE, asked, shortest, ranks
         self.nodes = remembered(folder, asked)
+        self.size = self.nodes
         if self.nodes < asked:
             log.warning(
                 "micro-batches of %d tokens at most, as before: hardware.tokens_per_micro=%d did not fit.", self.nodes, asked
@@ -63,11 +65,12 @@ class Capacity:
                         f"out of memory, with one row at a time: {str(error).splitlines()[0][:200]}\n"
                         "Set hardware.gradient_checkpointing=true, lower hardware.logits_mib, or take more memory."
                     ) from None
-                write_json(self._file, {"asked": self._asked, "fits": self.nodes // 2})
+                half = min(self.nodes, self.size) // 2
+                write_json(self._file, {"asked": self._asked, "fits": half})
                 if self._ranks > 1:
                     raise
-            log.warning("micro-batches of %d tokens do not fit in memory; %d are tried.", self.nodes, self.nodes // 2)
-            self.nodes //= 2
+            log.warning("micro-batches of %d tokens do not fit in memory; %d are tried.", min(self.nodes, self.size), half)
+            self.nodes = half
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

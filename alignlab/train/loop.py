@@ -85,7 +85,7 @@ def fit(
         accelerator.scaler.load_state_dict(progress.scaler)
     accelerator.wait_for_everyone()  # before rank 0 writes a checkpoint that another rank would read
     resumed(progress, plan)
-    computing = _Computing(model, method, plan, accelerator)
+    computing = _Computing(model, method, plan, accelerator, capacity)
     model.train()
     with stop.deferred():
         if progress.step < plan.steps and not progress.finished:
@@ -132,8 +132,8 @@ def fit(
 class _Computing:
     """Forward and backward passes of a step's micro-batches."""
 
-    def __init__(self, model: torch.nn.Module, method: Method, plan: Plan, accelerator: Accelerator) -> None:
-        self._model, self._method, self._plan, self._accelerator = model, method, plan, accelerator
+    def __init__(self, model: torch.nn.Module, method: Method, plan: Plan, accelerator: Accelerator, capacity: Capacity) -> None:
+        self._model, self._method, self._plan, self._accelerator, self._capacity = model, method, plan, accelerator, capacity
         self._rank, self._world = accelerator.process_index, accelerator.num_processes
 
     def gradients(self, step: Step, optimizer: Any, capacity: int) -> Sums:
@@ -166,6 +166,7 @@ class _Computing:
 
     def _pass(self, micro: Micro, weight: float) -> tuple[Loss, Batch]:
         batch = collate(micro.rows).to(self._accelerator.device)
+        self._capacity.size = len(batch)
         with self._accelerator.autocast():
             loss = self._method.loss(self._model(batch), batch)
         self._accelerator.backward(loss.total * weight)

@@ -81,14 +81,6 @@ def test_a_run_waits_for_what_a_killed_one_left_behind(hold, tmp_path, monkeypat
     assert said == [f"run_dir: waiting for processes that a killed run left in {tmp_path}"]
 
 
-def test_a_rank_ends_whose_parent_is_gone(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", "from alignlab.worker import train; train('run', 1); print('worked on')"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
-
-
 def test_a_copy_is_free_and_a_moved_folder_is_not(hold, tmp_path):
     inside = tmp_path / "run"
     inside.mkdir()

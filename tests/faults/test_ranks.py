@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
-from disturbed import COMMON, losses, rubbish
+from disturbed import COMMON, losses
 from forked import Forked, ForkedRank
 
 import alignlab
 from alignlab import ranks
 from alignlab.compose import compose
 from alignlab.errors import LostError, StoppedError, UserError
+from alignlab.interrupt import rubbish
 from alignlab.launch import World, train_on_ranks, world
 from alignlab.lock import FolderLock
 from alignlab.signals import Stop
@@ -187,7 +188,7 @@ def test_a_rank_of_our_own_is_killed_and_the_same_command_goes_on(lost, forked_r
     assert "Traceback" not in said
     assert not alive(both[1 - lost])
     with Forked([*LONG, "hardware=cpu2", f"run_dir={run}"], tmp_path / "again") as process:
-        until(lambda: (tmp_path / "again").exists() and "goes on from step 20 of" in process.words(), process)
+        until(lambda: (tmp_path / "again").exists() and "goes on from step 24 of" in process.words(), process)
         process.send("SIGTERM")
         assert process.wait() == 143
     assert rubbish(run) == []
@@ -236,7 +237,7 @@ def test_a_signal_to_the_parent_a_rank_or_all(name, told, status, forked_ranks, 
             1,
             "rank 1 of 2 on .* failed: ZeroDivisionError: no such row.\nIts last lines:\n(  .*\n)+",
         ),
-        ("MemoryError('7 GiB')", 3, "out of memory: 7 GiB\nLower hardware.tokens_per_micro"),
+        ("MemoryError('7 GiB')", 3, "out of memory, with one row at a time: 7 GiB\nSet hardware.gradient_checkpointing"),
     ],
 )
 def test_a_rank_that_raises(error, status, words, forked_ranks, alone, tmp_path, monkeypatch):
